@@ -63,10 +63,10 @@ def sorted_vocab(tokenizer: Tokenizer) -> dict[str, int]:
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def bert(size: int = 512, **keywords) -> BertTokenizer:
-    """[PAD] [UNK] [CLS] [SEP] [MASK], uncased."""
-    vocab = wordpiece_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], size)
-    return BertTokenizer(vocab=vocab, **keywords)
+def bert(size: int = 512, lowercase: bool = True, **keywords) -> BertTokenizer:
+    """[PAD] [UNK] [CLS] [SEP] [MASK], then the pieces."""
+    vocab = wordpiece_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], size, lowercase)
+    return BertTokenizer(vocab=vocab, do_lower_case=lowercase, **keywords)
 
 
 def mpnet(size: int = 320, **keywords) -> MPNetTokenizer:
