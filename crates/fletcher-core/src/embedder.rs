@@ -1,0 +1,392 @@
+//! The engine's front: texts in, vectors out, in the caller's order.
+//!
+//! An [`Embedder`] is a model on a device with its workers. A call tokenises its texts, packs the
+//! rows into blocks by length, lets each worker take block after block through the whole encoder
+//! in its own arena, and puts the vectors back in order. Nothing waits inside a block, and a text's
+//! vector does not depend on which block, batch or worker it went through.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use crate::backend::{Backend, BackendError, PoolOp};
+use crate::encoder::Encoder;
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::names::Loader;
+use crate::pack::{PackedBatch, plan_blocks};
+use crate::text::{Overlong, TextError, TokenIds};
+
+/// Below this many texts, spreading the tokenisation over threads costs more than it saves.
+const INLINE_TEXTS: usize = 4;
+
+/// How to set an [`Embedder`] up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EmbedderConfig {
+    /// Worker threads; 0 lets the backend say.
+    pub threads: usize,
+    /// Tokens per block; 0 lets the backend say. A longer text gets a block of its own.
+    pub batch_tokens: usize,
+}
+
+/// How to embed one call's texts.
+#[derive(Debug, Clone, Default)]
+pub struct EmbedOptions {
+    /// What to put before each text.
+    pub prompt: Prompt,
+    /// What to do with a text that is longer than the model allows.
+    pub overlong: Overlong,
+}
+
+/// What to put before each text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Prompt {
+    /// The model's default prompt, if it has one.
+    #[default]
+    Default,
+    /// The model's prompt of this name.
+    Named(String),
+    /// This text; empty for none.
+    Text(String),
+}
+
+/// What became of one text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Embedding {
+    /// Tokens that the encoder saw.
+    pub tokens: usize,
+    /// Whether the text was cut to the model's maximum.
+    pub truncated: bool,
+}
+
+/// Why one text has no vector. The others of the call do.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    /// The text could not be tokenised within the limits.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The tokenizer made no token of the text, not even special ones.
+    #[error("the text has no tokens")]
+    NoTokens,
+    /// A component of the vector is NaN or infinite.
+    #[error("the model's vector for this text is not finite")]
+    NotFinite,
+}
+
+/// Why a call as a whole failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// The model has no prompt of that name.
+    #[error("the model has no prompt named `{name}`; it has: {known}")]
+    UnknownPrompt {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// The vectors of one call, in the order of its texts.
+#[derive(Debug)]
+pub struct Embeddings {
+    /// Length of a vector.
+    pub dim: usize,
+    /// `rows.len() * dim` values; a failed row's are 0.
+    pub values: Vec<f32>,
+    /// What became of each text.
+    pub rows: Vec<Result<Embedding, RowError>>,
+}
+
+impl Embeddings {
+    /// The vector of a row, if it has one.
+    pub fn vector(&self, row: usize) -> Option<&[f32]> {
+        let done = self.rows.get(row)?.is_ok();
+        done.then(|| &self.values[row * self.dim..(row + 1) * self.dim])
+    }
+}
+
+/// A loaded encoder behind the one dynamic boundary, whatever device it is on.
+trait Engine: Send + Sync {
+    /// Pooled states: `rows x (pools * hidden)`, the pools of a row one after the other.
+    fn encode(
+        &self,
+        worker: Option<usize>,
+        batch: &PackedBatch,
+        pools: &[PoolOp],
+    ) -> Result<Vec<f32>, BackendError>;
+
+    /// The hidden state of every token: `tokens x hidden`.
+    fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError>;
+}
+
+struct Loaded<B: Backend> {
+    encoder: Encoder<B>,
+    arenas: Vec<Mutex<B::Arena>>,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// Runs `work` in the worker's arena, or in the first free one.
+    fn with_arena<R>(&self, worker: Option<usize>, work: impl FnOnce(&mut B::Arena) -> R) -> R {
+        let free = self.arenas.iter().find_map(|arena| arena.try_lock().ok());
+        let guard = match (worker, free) {
+            (None, Some(free)) => Ok(free),
+            (worker, free) => {
+                drop(free);
+                self.arenas[worker.unwrap_or(0) % self.arenas.len()].lock()
+            }
+        };
+        // A panic in another call leaves an arena in any state, but each batch rewrites what it
+        // reads, so the arena is still good.
+        let mut arena = guard.unwrap_or_else(std::sync::PoisonError::into_inner);
+        work(&mut arena)
+    }
+}
+
+impl<B: Backend> Engine for Loaded<B> {
+    fn encode(
+        &self,
+        worker: Option<usize>,
+        batch: &PackedBatch,
+        pools: &[PoolOp],
+    ) -> Result<Vec<f32>, BackendError> {
+        let d = self.encoder.spec().hidden;
+        let width = pools.len() * d;
+        self.with_arena(worker, |arena| {
+            self.encoder.forward(arena, batch)?;
+            let mut pooled = vec![0.0; batch.rows() * width];
+            let mut one = vec![0.0; if pools.len() > 1 { batch.rows() * d } else { 0 }];
+            for (index, &op) in pools.iter().enumerate() {
+                if pools.len() == 1 {
+                    self.encoder.backend().pool(arena, op, batch, &mut pooled)?;
+                    break;
+                }
+                self.encoder.backend().pool(arena, op, batch, &mut one)?;
+                for (row, from) in pooled.chunks_exact_mut(width).zip(one.chunks_exact(d)) {
+                    row[index * d..(index + 1) * d].copy_from_slice(from);
+                }
+            }
+            Ok(pooled)
+        })
+    }
+
+    fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError> {
+        self.with_arena(None, |arena| {
+            self.encoder.forward(arena, batch)?;
+            let mut hidden = vec![0.0; batch.tokens() * self.encoder.spec().hidden];
+            self.encoder.backend().download_hidden(arena, batch, &mut hidden)?;
+            Ok(hidden)
+        })
+    }
+}
+
+/// A model on a device, ready to embed. Calls may come from many threads at once.
+pub struct Embedder {
+    model: Model,
+    engine: Box<dyn Engine>,
+    workers: rayon::ThreadPool,
+    block_tokens: usize,
+}
+
+impl std::fmt::Debug for Embedder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedder").field("model", &self.model.name()).finish_non_exhaustive()
+    }
+}
+
+impl Embedder {
+    /// Uploads a model to a device and plans its workers' arenas.
+    ///
+    /// # Errors
+    /// When the weights do not fit the configuration or the device.
+    pub fn new<B: Backend>(
+        model: Model,
+        backend: B,
+        config: EmbedderConfig,
+    ) -> Result<Self, ModelError> {
+        let spec = model.spec().clone();
+        let architecture = model.parsed.architecture;
+        let loader = Loader::new(&model.checkpoint, architecture.name, architecture.names)?;
+        let threads = match config.threads {
+            0 => backend.workers(),
+            threads => threads,
+        };
+        let preferred = match config.batch_tokens {
+            0 => backend.preferred_tokens(&spec),
+            tokens => tokens,
+        };
+        let arena_tokens = preferred.max(model.max_tokens());
+        let arenas = (0..threads.min(backend.workers()).max(1))
+            .map(|_| backend.plan(&spec, arena_tokens).map(Mutex::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let encoder = Encoder::load(backend, spec, &loader, model.max_tokens())?;
+        let workers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("fletcher-{index}"))
+            .build()
+            .map_err(|e| BackendError::Device { device: "cpu".into(), message: e.to_string() })?;
+        let engine = Box::new(Loaded { encoder, arenas });
+        Ok(Self { model, engine, workers, block_tokens: preferred })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Length of a vector.
+    pub fn dim(&self) -> usize {
+        self.model.head.dim()
+    }
+
+    /// Worker threads.
+    pub fn threads(&self) -> usize {
+        self.workers.current_num_threads()
+    }
+
+    /// Embeds texts; each row fails or succeeds on its own.
+    ///
+    /// # Errors
+    /// When the prompt is unknown or the device fails; then no row has a vector.
+    pub fn embed<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        options: &EmbedOptions,
+    ) -> Result<Embeddings, EmbedError> {
+        let prompt = self.prompt_text(&options.prompt)?;
+        let encode = |text: &S| self.model.text.encode(text.as_ref(), prompt, options.overlong);
+        let tokens: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
+            true => texts.iter().map(encode).collect(),
+            false => self.workers.install(|| texts.par_iter().map(encode).collect()),
+        };
+        let skip = match self.model.head.include_prompt() || prompt.is_empty() {
+            true => 0,
+            false => self.model.text.prompt_tokens(prompt),
+        };
+        self.embed_tokens(tokens, skip)
+    }
+
+    /// Embeds sequences of token ids as they are, special tokens included.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn embed_ids<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Embeddings, EmbedError> {
+        let (limit, vocabulary) = (self.model.max_tokens(), self.model.spec().vocabulary);
+        let check = |ids: &S| {
+            let ids = ids.as_ref();
+            if ids.len() > limit {
+                return Err(TextError::Overlong { tokens: ids.len(), limit });
+            }
+            match ids.iter().find(|&&id| id as usize >= vocabulary) {
+                Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
+                None => Ok(TokenIds { ids: ids.to_vec(), truncated: false, total: ids.len() }),
+            }
+        };
+        self.embed_tokens(sequences.iter().map(check).collect(), 0)
+    }
+
+    /// The encoder's state for every token of the sequences, before pooling.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// If a sequence is empty or longer than the model allows, or an id is out of range.
+    pub fn hidden(&self, sequences: &[&[u32]]) -> Result<Vec<f32>, BackendError> {
+        let vocabulary = self.model.spec().vocabulary;
+        assert!(sequences.iter().all(|ids| ids.len() <= self.model.max_tokens()));
+        assert!(sequences.iter().all(|ids| ids.iter().all(|&id| (id as usize) < vocabulary)));
+        let mut hidden = Vec::new();
+        for ids in sequences {
+            hidden.extend(self.engine.hidden(&PackedBatch::new([*ids]))?);
+        }
+        Ok(hidden)
+    }
+
+    fn embed_tokens(
+        &self,
+        tokens: Vec<Result<TokenIds, TextError>>,
+        skip: usize,
+    ) -> Result<Embeddings, EmbedError> {
+        let length = |row: &Result<TokenIds, TextError>| row.as_ref().map_or(0, |t| t.ids.len());
+        let lengths: Vec<usize> = tokens.iter().map(length).collect();
+        let blocks = plan_blocks(&lengths, self.budget(&lengths));
+        let pools = self.model.head.pool_ops(skip);
+        let ids = |row: usize| tokens[row].as_ref().map_or(&[][..], |t| &t.ids[..]);
+        let run = |worker: Option<usize>, block: &[usize]| {
+            let batch = PackedBatch::new(block.iter().map(|&row| ids(row)));
+            let pooled = self.engine.encode(worker, &batch, &pools)?;
+            let width = pooled.len() / block.len();
+            let vectors = pooled.chunks_exact(width).map(|row| self.model.head.finish(row.to_vec()));
+            Ok::<_, BackendError>(block.iter().copied().zip(vectors).collect::<Vec<_>>())
+        };
+        let done: Vec<(usize, Vec<f32>)> = match &blocks[..] {
+            [] => Vec::new(),
+            [only] => run(None, only)?,
+            _ => {
+                let next = AtomicUsize::new(0);
+                let work = |context: rayon::BroadcastContext<'_>| {
+                    let mut done = Vec::new();
+                    while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        done.extend(run(Some(context.index()), block)?);
+                    }
+                    Ok::<_, BackendError>(done)
+                };
+                let parts: Result<Vec<_>, _> = self.workers.broadcast(work).into_iter().collect();
+                parts?.into_iter().flatten().collect()
+            }
+        };
+        Ok(self.assemble(tokens, done))
+    }
+
+    /// Enough blocks for every worker, none larger than the arenas were planned for.
+    fn budget(&self, lengths: &[usize]) -> usize {
+        let total: usize = lengths.iter().sum();
+        self.block_tokens.min(total.div_ceil(self.threads())).max(1)
+    }
+
+    fn assemble(
+        &self,
+        tokens: Vec<Result<TokenIds, TextError>>,
+        done: Vec<(usize, Vec<f32>)>,
+    ) -> Embeddings {
+        let dim = self.dim();
+        let mut values = vec![0.0; tokens.len() * dim];
+        let mut rows: Vec<Result<Embedding, RowError>> = tokens
+            .into_iter()
+            .map(|row| match row {
+                Ok(row) if row.ids.is_empty() => Err(RowError::NoTokens),
+                Ok(row) => Ok(Embedding { tokens: row.ids.len(), truncated: row.truncated }),
+                Err(error) => Err(error.into()),
+            })
+            .collect();
+        for (row, vector) in done {
+            match vector.iter().all(|value| value.is_finite()) {
+                true => values[row * dim..(row + 1) * dim].copy_from_slice(&vector),
+                false => rows[row] = Err(RowError::NotFinite),
+            }
+        }
+        Embeddings { dim, values, rows }
+    }
+
+    fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {
+        let prompts = self.model.prompts();
+        match prompt {
+            Prompt::Default => Ok(prompts.default_text()),
+            Prompt::Text(text) => Ok(text),
+            Prompt::Named(name) => {
+                prompts.by_name.get(name).map(String::as_str).ok_or_else(|| {
+                    let known: Vec<&str> = prompts.by_name.keys().map(String::as_str).collect();
+                    let known = match known.is_empty() {
+                        true => "none".to_owned(),
+                        false => known.join(", "),
+                    };
+                    EmbedError::UnknownPrompt { name: name.clone(), known }
+                })
+            }
+        }
+    }
+}
