@@ -1,0 +1,373 @@
+//! What a model folder says about its tokenizer, brought into the one form that the `tokenizers`
+//! crate reads.
+//!
+//! A checkpoint's tokenizer is `tokenizer.json` *plus* what Python's loaders take from the files
+//! beside it; ids agree with Python only if both are honoured. And the file is untrusted: ids and
+//! pieces that would make the reader allocate by the number written there are refused here.
+//!
+//! The vocabulary stays the text it is in the file. Unigram scores decide between segmentations by
+//! their last bit, and reading and printing a number is not guaranteed to keep that bit.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::{TextError, TextFiles};
+
+const TOKENIZER_JSON: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const VOCAB_TXT: &str = "vocab.txt";
+
+/// Ids at or above this are refused: the reader keeps tables as long as the largest id. The
+/// largest published vocabulary (XLM-V) has 901,629 pieces.
+const ID_LIMIT: u32 = 1 << 21;
+
+/// Longest piece in bytes; the reader stores lengths in 16 bits.
+const PIECE_LIMIT: usize = u16::MAX as usize;
+
+/// Keys of `tokenizer_config.json` whose value is a special token.
+const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Tokenizer classes that rebuild a `BertNormalizer` from `tokenizer_config.json` when Python
+/// loads them, whatever `tokenizer.json` says.
+const BERT_CLASSES: [&str; 8] = [
+    "BertTokenizer",
+    "BertTokenizerFast",
+    "DistilBertTokenizer",
+    "DistilBertTokenizerFast",
+    "MPNetTokenizer",
+    "MPNetTokenizerFast",
+    "ElectraTokenizer",
+    "ElectraTokenizerFast",
+];
+
+/// A tokenizer in the form that the `tokenizers` crate reads, with what it does not keep.
+#[derive(Debug)]
+pub(super) struct Definition {
+    /// The file it came from.
+    pub(super) file: &'static str,
+    /// The whole file, in the crate's current format, without truncation and padding.
+    pub(super) json: String,
+    /// Pieces and added tokens.
+    pub(super) size: usize,
+    /// The largest id that can come out.
+    pub(super) largest_id: u32,
+    /// Ids of the special tokens, ascending.
+    pub(super) special_ids: Vec<u32>,
+    /// Whether overlong texts lose their beginning rather than their end.
+    pub(super) truncate_left: bool,
+}
+
+impl Definition {
+    /// Reads `tokenizer.json`, or else `vocab.txt`, with `tokenizer_config.json` on top.
+    pub(super) fn read(files: &TextFiles) -> Result<Self, TextError> {
+        let config = match &files.tokenizer_config {
+            Some(bytes) => parse::<Map<String, Value>>(TOKENIZER_CONFIG, bytes)?,
+            None => Map::new(),
+        };
+        let mut source = match (&files.tokenizer_json, &files.vocab_txt) {
+            (Some(bytes), _) => Source::from_json(bytes)?,
+            (None, Some(bytes)) => Source::from_vocab_txt(bytes, &config)?,
+            (None, None) => return Err(TextError::MissingFile { file: TOKENIZER_JSON }),
+        };
+        // What some training run wanted; the model's own limits are the caller's to state.
+        source.root.remove("truncation");
+        source.root.remove("padding");
+        source.apply_bert_settings(&config);
+        source.add_role_tokens(&config)?;
+        if files.lowercase {
+            source.lowercase_first();
+        }
+        let truncate_left = config.get("truncation_side").and_then(Value::as_str) == Some("left");
+        Ok(Self {
+            file: source.file,
+            size: source.ids.len(),
+            largest_id: source.ids.values().copied().max().unwrap_or(0),
+            special_ids: source.special_ids(),
+            truncate_left,
+            json: source.canonical()?,
+        })
+    }
+}
+
+/// A tokenizer file taken apart: the vocabulary as text, the rest as values.
+struct Source {
+    file: &'static str,
+    root: Map<String, Value>,
+    /// The model's vocabulary, verbatim.
+    vocab: Box<RawValue>,
+    /// Pieces and added tokens.
+    ids: HashMap<String, u32>,
+}
+
+/// An object whose values are still text.
+type Verbatim = BTreeMap<String, Box<RawValue>>;
+
+/// The two shapes of a vocabulary: ids by piece, or pieces in order with their scores.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Vocabulary {
+    Ids(HashMap<String, u32>),
+    Scores(Vec<(String, f64)>),
+}
+
+impl Source {
+    fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
+        let file = TOKENIZER_JSON;
+        let mut root: Verbatim = parse(file, bytes)?;
+        let missing = |what| move || malformed(file, format!("there is no `{what}`"));
+        let model = root.remove("model").ok_or_else(missing("model"))?;
+        let mut model: Verbatim = parse(file, model.get().as_bytes())?;
+        let vocab = model.remove("vocab").ok_or_else(missing("model.vocab"))?;
+        let mut root = values(file, root)?;
+        root.insert("model".to_owned(), Value::Object(values(file, model)?));
+        Self { file, root, vocab, ids: HashMap::new() }.with_ids()
+    }
+
+    /// BERT's tokenizer from its list of pieces, one a line, as Python builds it.
+    fn from_vocab_txt(bytes: &[u8], config: &Map<String, Value>) -> Result<Self, TextError> {
+        let file = VOCAB_TXT;
+        let text = std::str::from_utf8(bytes).map_err(|error| malformed(file, error))?;
+        let vocab: Map<String, Value> = text
+            .lines()
+            .zip(0u32..)
+            .map(|(line, id)| (line.trim_end().to_owned(), id.into()))
+            .collect();
+        let role = |key: &str, usual: &str| {
+            let token = config.get(key).and_then(token_content).unwrap_or(usual);
+            match vocab.get(token) {
+                Some(id) => Ok((token.to_owned(), id.clone())),
+                None => Err(TextError::MissingSpecialToken { file, token: token.to_owned() }),
+            }
+        };
+        let (cls, cls_id) = role("cls_token", "[CLS]")?;
+        let (sep, sep_id) = role("sep_token", "[SEP]")?;
+        let (unk, unk_id) = role("unk_token", "[UNK]")?;
+        let specials = [role("pad_token", "[PAD]"), role("mask_token", "[MASK]")];
+        let specials = specials.into_iter().flatten();
+        let specials = specials.chain([(unk.clone(), unk_id)]);
+        let specials =
+            specials.chain([(cls.clone(), cls_id.clone()), (sep.clone(), sep_id.clone())]);
+        let added: Vec<Value> =
+            specials.map(|(token, id)| special_token(&json!(token), id)).collect();
+        let root = [
+            ("added_tokens", json!(added)),
+            (
+                "normalizer",
+                json!({
+                    "type": "BertNormalizer",
+                    "clean_text": true,
+                    "handle_chinese_chars": flag(config, "tokenize_chinese_chars").unwrap_or(true),
+                    "strip_accents": flag(config, "strip_accents"),
+                    "lowercase": flag(config, "do_lower_case").unwrap_or(true),
+                }),
+            ),
+            ("pre_tokenizer", json!({"type": "BertPreTokenizer"})),
+            (
+                "post_processor",
+                json!({
+                    "type": "BertProcessing",
+                    "cls": [cls, cls_id],
+                    "sep": [sep, sep_id],
+                }),
+            ),
+            ("decoder", json!({"type": "WordPiece", "prefix": "##", "cleanup": true})),
+            (
+                "model",
+                json!({
+                    "type": "WordPiece",
+                    "unk_token": unk,
+                    "continuing_subword_prefix": "##",
+                    "max_input_chars_per_word": 100,
+                }),
+            ),
+        ];
+        let root = root.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        let vocab = print(file, &vocab)?;
+        Self { file, root, vocab, ids: HashMap::new() }.with_ids()
+    }
+
+    /// Numbers the pieces and the added tokens as the reader will, and refuses absurd ones.
+    fn with_ids(mut self) -> Result<Self, TextError> {
+        let vocabulary: Vocabulary =
+            parse(self.file, self.vocab.get().as_bytes()).map_err(|_| {
+                malformed(self.file, "`model.vocab` is neither ids nor scores by piece")
+            })?;
+        self.ids = match vocabulary {
+            Vocabulary::Ids(ids) => ids,
+            Vocabulary::Scores(pieces) => {
+                pieces.into_iter().zip(0u32..).map(|((piece, _), id)| (piece, id)).collect()
+            }
+        };
+        let absurd = |piece: &str, id: u32| TextError::AbsurdToken {
+            file: self.file,
+            token: piece.chars().take(40).collect(),
+            id,
+        };
+        for (piece, &id) in &self.ids {
+            if id >= ID_LIMIT || piece.len() > PIECE_LIMIT {
+                return Err(absurd(piece, id));
+            }
+        }
+        let mut next = self.ids.len() as u32;
+        let mut added: Vec<(u64, String)> = Vec::new();
+        for token in self.added_tokens() {
+            let id = token.get("id").and_then(Value::as_u64).unwrap_or(0);
+            added.extend(token_content(token).map(|content| (id, content.to_owned())));
+        }
+        // The reader gives added tokens their pieces' ids, or else the next free one, in this order.
+        added.sort_by_key(|&(id, _)| id);
+        for (_, token) in added {
+            if token.len() > PIECE_LIMIT || next >= ID_LIMIT {
+                return Err(absurd(&token, next));
+            }
+            self.ids.entry(token).or_insert_with(|| {
+                next += 1;
+                next - 1
+            });
+        }
+        Ok(self)
+    }
+
+    fn added_tokens(&self) -> &[Value] {
+        self.root.get("added_tokens").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    /// Lets `tokenizer_config.json` have the last word on BERT's normaliser, as it has in Python.
+    fn apply_bert_settings(&mut self, config: &Map<String, Value>) {
+        let class =
+            config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
+        let normalizer = self.root.get_mut("normalizer").and_then(Value::as_object_mut);
+        let Some(normalizer) = normalizer.filter(|_| BERT_CLASSES.contains(&class)) else {
+            return;
+        };
+        if normalizer.get("type").and_then(Value::as_str) != Some("BertNormalizer") {
+            return;
+        }
+        for (key, from) in [
+            ("lowercase", "do_lower_case"),
+            ("handle_chinese_chars", "tokenize_chinese_chars"),
+            ("strip_accents", "strip_accents"),
+        ] {
+            if let Some(value @ (Value::Bool(_) | Value::Null)) = config.get(from) {
+                normalizer.insert(key.to_owned(), value.clone());
+            }
+        }
+    }
+
+    /// Python finds a special token in a text also if only `tokenizer_config.json` names it.
+    fn add_role_tokens(&mut self, config: &Map<String, Value>) -> Result<(), TextError> {
+        for role in ROLES {
+            let Some((token, content)) =
+                config.get(role).and_then(|t| Some((t, token_content(t)?)))
+            else {
+                continue;
+            };
+            let known = self.added_tokens().iter().any(|t| token_content(t) == Some(content));
+            let Some(&id) = self.ids.get(content).filter(|_| !known) else {
+                continue;
+            };
+            let added = self.root.entry("added_tokens").or_insert_with(|| json!([]));
+            let not_a_list = || malformed(self.file, "`added_tokens` is not a list");
+            added.as_array_mut().ok_or_else(not_a_list)?.push(special_token(token, id.into()));
+        }
+        Ok(())
+    }
+
+    /// Lower-cases before all else unless some step of the chain does so already.
+    fn lowercase_first(&mut self) {
+        let mut steps = match self.root.remove("normalizer") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(mut chain) => match chain.get_mut("normalizers").map(Value::take) {
+                Some(Value::Array(steps)) => steps,
+                _ => vec![chain],
+            },
+        };
+        let lowercase = json!({"type": "Lowercase"});
+        if !steps.iter().any(|step| step.get("type") == lowercase.get("type")) {
+            steps.insert(0, lowercase);
+        }
+        let chain = json!({"type": "Sequence", "normalizers": steps});
+        self.root.insert("normalizer".to_owned(), chain);
+    }
+
+    fn special_ids(&self) -> Vec<u32> {
+        let special = |token: &&Value| token.get("special").and_then(Value::as_bool) == Some(true);
+        let contents = self.added_tokens().iter().filter(special).filter_map(token_content);
+        let mut ids: Vec<u32> = contents.filter_map(|token| self.ids.get(token).copied()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The file in the crate's current format, the vocabulary put back as it was.
+    fn canonical(mut self) -> Result<String, TextError> {
+        let shape = if self.vocab.get().starts_with('[') { json!([]) } else { json!({}) };
+        if let Some(model) = self.root.get_mut("model").and_then(Value::as_object_mut) {
+            model.insert("vocab".to_owned(), shape);
+        }
+        let mut root = Value::Object(self.root);
+        tokenizers::canonicalize_value(&mut root).map_err(|error| TextError::Unsupported {
+            file: self.file,
+            message: error.to_string(),
+        })?;
+        let model = root.get_mut("model").map(Value::take).unwrap_or_default();
+        let mut model = verbatim(self.file, model)?;
+        model.insert("vocab".to_owned(), self.vocab);
+        let mut root = verbatim(self.file, root)?;
+        root.insert("model".to_owned(), print(self.file, &model)?);
+        Ok(print(self.file, &root)?.get().to_owned())
+    }
+}
+
+/// The values of an object.
+fn values(file: &'static str, object: Verbatim) -> Result<Map<String, Value>, TextError> {
+    let fields = object.into_iter();
+    fields.map(|(key, text)| Ok((key, parse(file, text.get().as_bytes())?))).collect()
+}
+
+/// An object with the text of its values.
+fn verbatim(file: &'static str, object: Value) -> Result<Verbatim, TextError> {
+    let Value::Object(fields) = object else {
+        return Ok(Verbatim::new());
+    };
+    fields.into_iter().map(|(key, value)| Ok((key, print(file, &value)?))).collect()
+}
+
+fn print<T: Serialize>(file: &'static str, value: &T) -> Result<Box<RawValue>, TextError> {
+    serde_json::value::to_raw_value(value).map_err(|error| malformed(file, error))
+}
+
+/// The text of a token, which is written as a string or as an object with flags.
+fn token_content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// An added token from its text, or from an object whose flags it keeps.
+fn special_token(token: &Value, id: Value) -> Value {
+    let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
+    json!({
+        "id": id,
+        "content": token_content(token),
+        "single_word": flag("single_word"),
+        "lstrip": flag("lstrip"),
+        "rstrip": flag("rstrip"),
+        "normalized": flag("normalized"),
+        "special": true,
+    })
+}
+
+fn flag(config: &Map<String, Value>, key: &str) -> Option<bool> {
+    config.get(key).and_then(Value::as_bool)
+}
+
+fn parse<'a, T: Deserialize<'a>>(file: &'static str, bytes: &'a [u8]) -> Result<T, TextError> {
+    serde_json::from_slice(bytes).map_err(|error| malformed(file, error))
+}
+
+fn malformed(file: &'static str, message: impl ToString) -> TextError {
+    TextError::Malformed { file, message: message.to_string() }
+}
