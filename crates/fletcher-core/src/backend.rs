@@ -192,7 +192,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Norm, BackendError>;
     /// Uploads the embedding tables.
     fn upload_embedding(&self, source: EmbeddingSource) -> Result<Self::Embedding, BackendError>;
-    /// Prepares rotary tables for sequences of up to `positions` tokens.
+    /// Prepares rotary tables for sequences of up to `positions` tokens, from
+    /// [`crate::spec::rotary_table`] and nothing else.
     fn upload_rotary(
         &self,
         theta: f64,

@@ -23,9 +23,7 @@ impl Config {
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|e| ModelError::Json { file: file.into(), message: e.to_string() })?;
         match value {
-            Value::Object(values) => {
-                Ok(Self { file: file.into(), path: String::new(), values })
-            }
+            Value::Object(values) => Ok(Self { file: file.into(), path: String::new(), values }),
             other => Err(ModelError::BadValue {
                 file: file.into(),
                 key: "(the file)".into(),
@@ -85,12 +83,7 @@ impl Config {
     ///
     /// # Errors
     /// When the value is no whole number in `0..=limit`.
-    pub fn count_or(
-        &self,
-        key: &str,
-        default: usize,
-        limit: usize,
-    ) -> Result<usize, ModelError> {
+    pub fn count_or(&self, key: &str, default: usize, limit: usize) -> Result<usize, ModelError> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => match value.as_u64() {

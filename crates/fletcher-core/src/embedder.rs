@@ -320,7 +320,8 @@ impl Embedder {
             let batch = PackedBatch::new(block.iter().map(|&row| ids(row)));
             let pooled = self.engine.encode(worker, &batch, &pools)?;
             let width = pooled.len() / block.len();
-            let vectors = pooled.chunks_exact(width).map(|row| self.model.head.finish(row.to_vec()));
+            let vectors =
+                pooled.chunks_exact(width).map(|row| self.model.head.finish(row.to_vec()));
             Ok::<_, BackendError>(block.iter().copied().zip(vectors).collect::<Vec<_>>())
         };
         let done: Vec<(usize, Vec<f32>)> = match &blocks[..] {
@@ -377,16 +378,14 @@ impl Embedder {
         match prompt {
             Prompt::Default => Ok(prompts.default_text()),
             Prompt::Text(text) => Ok(text),
-            Prompt::Named(name) => {
-                prompts.by_name.get(name).map(String::as_str).ok_or_else(|| {
-                    let known: Vec<&str> = prompts.by_name.keys().map(String::as_str).collect();
-                    let known = match known.is_empty() {
-                        true => "none".to_owned(),
-                        false => known.join(", "),
-                    };
-                    EmbedError::UnknownPrompt { name: name.clone(), known }
-                })
-            }
+            Prompt::Named(name) => prompts.by_name.get(name).map(String::as_str).ok_or_else(|| {
+                let known: Vec<&str> = prompts.by_name.keys().map(String::as_str).collect();
+                let known = match known.is_empty() {
+                    true => "none".to_owned(),
+                    false => known.join(", "),
+                };
+                EmbedError::UnknownPrompt { name: name.clone(), known }
+            }),
         }
     }
 }

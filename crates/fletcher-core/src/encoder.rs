@@ -121,9 +121,7 @@ fn upload<B: Backend>(
     let embedding = b.upload_embedding(embedding)?;
     let embedding_norm = norm(b, &spec, loader, &loader.norm_names(names.embedding_norm))?;
     let final_norm = match (spec.norm.placement, names.final_norm) {
-        (NormPlacement::Pre, Some(name)) => {
-            Some(norm(b, &spec, loader, &loader.norm_names(name))?)
-        }
+        (NormPlacement::Pre, Some(name)) => Some(norm(b, &spec, loader, &loader.norm_names(name))?),
         _ => None,
     };
     let relative_bias = relative_bias(b, &spec, loader, positions)?;
@@ -275,8 +273,23 @@ mod tests {
     /// Values of `MPNetEncoder.relative_position_bucket` (transformers 5.23).
     #[test]
     fn buckets_match_the_reference() {
-        let cases = [(0, 0), (-1, 1), (1, 17), (-7, 7), (-8, 8), (8, 24), (-15, 9), (16, 26),
-            (-31, 11), (-32, 12), (63, 29), (-64, 14), (-127, 15), (128, 31), (-5000, 15)];
+        let cases = [
+            (0, 0),
+            (-1, 1),
+            (1, 17),
+            (-7, 7),
+            (-8, 8),
+            (8, 24),
+            (-15, 9),
+            (16, 26),
+            (-31, 11),
+            (-32, 12),
+            (63, 29),
+            (-64, 14),
+            (-127, 15),
+            (128, 31),
+            (-5000, 15),
+        ];
         for (distance, bucket) in cases {
             assert_eq!(relative_bucket(distance, 32, 128), bucket, "distance {distance}");
         }

@@ -88,7 +88,9 @@ pub enum ModelError {
         architecture: String,
     },
     /// A tensor has another shape than the configuration implies.
-    #[error("{file}: tensor `{tensor}` has shape {found:?}, but the configuration implies {expected:?}")]
+    #[error(
+        "{file}: tensor `{tensor}` has shape {found:?}, but the configuration implies {expected:?}"
+    )]
     Shape {
         /// The weight file.
         file: String,
@@ -118,7 +120,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// `modules.json` lists a module that Fletcher does not run.
-    #[error("{file}: module `{module}` is not supported; supported: Transformer, Pooling, Dense, LayerNorm, Normalize")]
+    #[error(
+        "{file}: module `{module}` is not supported; supported: Transformer, Pooling, Dense, LayerNorm, Normalize"
+    )]
     UnsupportedModule {
         /// Path inside the folder.
         file: String,

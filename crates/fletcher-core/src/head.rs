@@ -66,7 +66,8 @@ pub(crate) fn modules(files: &dyn ModelFiles) -> Result<Vec<Module>, ModelError>
         let kind = value.get("type")?.as_str()?.rsplit('.').next()?;
         Some(module(kind, path.trim_matches('/')))
     };
-    let parsed = list.as_array().and_then(|list| list.iter().map(entry).collect::<Option<Vec<_>>>());
+    let parsed =
+        list.as_array().and_then(|list| list.iter().map(entry).collect::<Option<Vec<_>>>());
     parsed.filter(|modules| !modules.is_empty()).ok_or_else(|| ModelError::BadValue {
         file: FILE.into(),
         key: "(the file)".into(),
@@ -86,8 +87,12 @@ impl Head {
         options: HeadOptions,
     ) -> Result<Self, ModelError> {
         let modules = modules(files)?;
-        let mut head =
-            Self { poolings: vec![Pooling::Mean], include_prompt: true, stages: vec![], dim: hidden };
+        let mut head = Self {
+            poolings: vec![Pooling::Mean],
+            include_prompt: true,
+            stages: vec![],
+            dim: hidden,
+        };
         for (index, module) in modules.iter().enumerate() {
             match (index, module.kind.as_str()) {
                 (0, "Transformer") => {}
@@ -269,11 +274,7 @@ fn short_name(python_type: &str) -> &str {
     python_type.rsplit('.').next().unwrap_or(python_type)
 }
 
-fn parameter(
-    checkpoint: &Checkpoint,
-    name: &str,
-    shape: &[usize],
-) -> Result<Vec<f32>, ModelError> {
+fn parameter(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
     let found = checkpoint.find(&[name.to_owned()])?;
     let tensor = found.ok_or_else(|| ModelError::MissingTensor {
         files: checkpoint.files(),

@@ -22,6 +22,7 @@ pub mod embedder;
 pub mod architectures;
 pub mod backend;
 pub mod config;
+pub mod conformance;
 pub mod error;
 pub mod fingerprint;
 pub mod model;

@@ -163,6 +163,25 @@ impl EncoderSpec {
     }
 }
 
+/// Cosine and sine of every rotary angle: `positions x head_dim / 2` pairs.
+///
+/// Frequencies and angles are rounded to f32 on the way exactly where `transformers` rounds them:
+/// at position 8,000 that rounding moves an angle by up to 2e-4, so a table of "better" angles
+/// would give other vectors than the model was trained with. Every backend uses this table.
+pub fn rotary_table(theta: f64, head_dim: usize, positions: usize) -> Vec<(f32, f32)> {
+    let half = head_dim / 2;
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| {
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            1.0 / theta.powf(f64::from(exponent)) as f32
+        })
+        .collect();
+    (0..positions * half)
+        .map(|at| (at / half) as f32 * frequencies[at % half])
+        .map(|angle| (f64::from(angle).cos() as f32, f64::from(angle).sin() as f32))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use crate::backend::{
     PoolOp, Slot,
 };
 use crate::pack::PackedBatch;
-use crate::spec::EncoderSpec;
+use crate::spec::{EncoderSpec, rotary_table};
 
 mod math;
 pub use math::{activate, erf, pool};
@@ -122,13 +122,9 @@ impl Backend for Reference {
         head_dim: usize,
         positions: usize,
     ) -> Result<Rotary, BackendError> {
-        let half = head_dim / 2;
-        let angle = |position: usize, i: usize| {
-            position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64)
-        };
-        let cos_sin = (0..positions * half)
-            .map(|at| angle(at / half, at % half))
-            .map(|angle| (angle.cos(), angle.sin()))
+        let cos_sin = rotary_table(theta, head_dim, positions)
+            .into_iter()
+            .map(|(cos, sin)| (f64::from(cos), f64::from(sin)))
             .collect();
         Ok(Rotary { head_dim, cos_sin })
     }

@@ -1,0 +1,297 @@
+//! The suite that every backend must pass: [`check`] runs it against [`Reference`].
+//!
+//! It walks a grid of small specs that between them touch every axis (odd head sizes, windows,
+//! gates, relative biases, pre- and post-norm, missing biases) with random weights and ragged
+//! batches, and compares the hidden states after each composite and the pooled vectors. A new
+//! backend instantiates it in one line of its tests; the golden models are run besides.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource, PoolOp, Pooling};
+use crate::encoder::{EncoderWeights, LayerWeights};
+use crate::pack::PackedBatch;
+use crate::reference::Reference;
+use crate::spec::{
+    Activation, Biases, EncoderSpec, FeedForward, LayerSpec, NormPlacement, NormSpec, Position,
+};
+use crate::weights::{StoredDtype, Tensor};
+
+/// Positions that the rotary and relative tables cover.
+const POSITIONS: usize = 96;
+/// Sequence lengths of the ragged batch: single tokens, odd ones, and the longest.
+const LENGTHS: [usize; 9] = [1, 2, 3, 7, 16, 17, 33, 64, POSITIONS];
+
+/// Compares `backend` with the reference on the whole grid.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// When a state differs by more than `tolerance` (hidden states are of order 1).
+pub fn check<B: Backend>(backend: &B, tolerance: f64) -> Result<(), BackendError> {
+    for (name, spec) in specs() {
+        let (ours, oracle) = (weights(backend, &spec)?, weights(&Reference, &spec)?);
+        let ids: Vec<u32> = (0..LENGTHS.iter().sum::<usize>())
+            .map(|i| (i * 7919 % spec.vocabulary) as u32)
+            .collect();
+        let mut rest = &ids[..];
+        let batch = PackedBatch::new(LENGTHS.iter().map(|&length| {
+            let (sequence, tail) = rest.split_at(length);
+            rest = tail;
+            sequence
+        }));
+        let expected = trace(&Reference, &oracle, &batch)?;
+        let found = trace(backend, &ours, &batch)?;
+        for ((step, expected), (_, found)) in expected.iter().zip(&found) {
+            let worst = expected
+                .iter()
+                .zip(found)
+                .map(|(a, b)| f64::from((a - b).abs()))
+                // NaN must fail, and `max` would swallow it.
+                .fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) });
+            assert!(worst <= tolerance, "{name}: {step} differs by {worst:e}");
+        }
+    }
+    Ok(())
+}
+
+type Trace = Vec<(String, Vec<f32>)>;
+
+/// The hidden state after each composite, then each pooling.
+fn trace<B: Backend>(
+    b: &B,
+    model: &EncoderWeights<B>,
+    batch: &PackedBatch,
+) -> Result<Trace, BackendError> {
+    let mut arena = b.plan(&model.spec, batch.tokens())?;
+    let mut trace = Vec::new();
+    let mut snapshot = |b: &B, arena: &mut B::Arena, step: String| {
+        let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
+        b.download_hidden(arena, batch, &mut hidden)?;
+        trace.push((step, hidden));
+        Ok::<_, BackendError>(())
+    };
+    b.embed(&mut arena, &model.embedding, batch)?;
+    snapshot(b, &mut arena, "embed".into())?;
+    b.embedding_norm_op(&mut arena, model)?;
+    snapshot(b, &mut arena, "embedding norm".into())?;
+    for (index, layer) in model.layers.iter().enumerate() {
+        b.attention_block(&mut arena, model, layer, batch)?;
+        snapshot(b, &mut arena, format!("attention {index}"))?;
+        b.feed_forward_block(&mut arena, model, layer)?;
+        snapshot(b, &mut arena, format!("feed-forward {index}"))?;
+    }
+    use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
+    for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
+        for skip in [0, 3] {
+            let mut vectors = vec![f32::NAN; batch.rows() * model.spec.hidden];
+            b.pool(&mut arena, PoolOp { mode, skip }, batch, &mut vectors)?;
+            trace.push((format!("{mode:?} skipping {skip}"), vectors));
+        }
+    }
+    // Last, because a fused layer need not leave the same intermediate states.
+    b.embed(&mut arena, &model.embedding, batch)?;
+    b.embedding_norm_op(&mut arena, model)?;
+    for layer in &model.layers {
+        b.layer(&mut arena, model, layer, batch)?;
+    }
+    let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
+    b.download_hidden(&mut arena, batch, &mut hidden)?;
+    trace.push(("layers".into(), hidden));
+    Ok(trace)
+}
+
+/// The step between embedding and layers, written once for the two uses above.
+trait EmbeddingNorm: Backend {
+    fn embedding_norm_op(
+        &self,
+        arena: &mut Self::Arena,
+        model: &EncoderWeights<Self>,
+    ) -> Result<(), BackendError> {
+        use crate::backend::{NormOp, Slot};
+        let (input, output) = (Slot::Hidden, Slot::Hidden);
+        self.norm(arena, NormOp { norm: &model.embedding_norm, input, output })
+    }
+}
+
+impl<B: Backend> EmbeddingNorm for B {}
+
+/// One spec per combination that some architecture has or that has bitten somebody.
+fn specs() -> Vec<(&'static str, EncoderSpec)> {
+    let layer = LayerSpec { window: None, rotary_theta: 10_000.0, attention_norm: true };
+    let bert = EncoderSpec {
+        vocabulary: 50,
+        hidden: 32,
+        heads: 2,
+        head_dim: 16,
+        intermediate: 64,
+        layers: vec![layer.clone(); 2],
+        max_tokens: POSITIONS,
+        position: Position::Learned { offset: 0 },
+        token_types: true,
+        norm: NormSpec { eps: 1e-12, placement: NormPlacement::Post },
+        feed_forward: FeedForward { gated: false, activation: Activation::GeluErf },
+        biases: Biases { attention: true, feed_forward: true, norm: true },
+    };
+    let activation = |activation| EncoderSpec {
+        feed_forward: FeedForward { gated: false, activation },
+        ..bert.clone()
+    };
+    let bare = Biases { attention: false, feed_forward: false, norm: false };
+    let local = LayerSpec { window: Some(5), rotary_theta: 100.0, attention_norm: true };
+    vec![
+        ("bert", bert.clone()),
+        (
+            "odd sizes",
+            EncoderSpec { hidden: 78, heads: 3, head_dim: 26, intermediate: 101, ..bert.clone() },
+        ),
+        (
+            "one wide head",
+            EncoderSpec { hidden: 130, heads: 1, head_dim: 130, intermediate: 7, ..bert.clone() },
+        ),
+        ("gelu tanh", activation(Activation::GeluTanh)),
+        ("relu", activation(Activation::Relu)),
+        ("silu", activation(Activation::Silu)),
+        ("offset", EncoderSpec { position: Position::Learned { offset: 2 }, ..bert.clone() }),
+        (
+            "relative",
+            EncoderSpec {
+                position: Position::RelativeBuckets { offset: 2, buckets: 8, max_distance: 20 },
+                token_types: false,
+                ..bert.clone()
+            },
+        ),
+        (
+            "rotary, gated",
+            EncoderSpec {
+                position: Position::Rotary,
+                feed_forward: FeedForward { gated: true, activation: Activation::Silu },
+                biases: Biases { norm: true, ..bare },
+                ..bert.clone()
+            },
+        ),
+        (
+            "pre-norm, windows",
+            EncoderSpec {
+                position: Position::Rotary,
+                layers: vec![LayerSpec { attention_norm: false, ..layer }, local.clone(), local],
+                norm: NormSpec { eps: 1e-5, placement: NormPlacement::Pre },
+                feed_forward: FeedForward { gated: true, activation: Activation::GeluErf },
+                intermediate: 35,
+                biases: bare,
+                ..bert
+            },
+        ),
+    ]
+}
+
+/// Deterministic weights, uploaded directly.
+fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> Result<EncoderWeights<B>, BackendError> {
+    let mut random = Random(42);
+    let d = spec.hidden;
+    let embedding = b.upload_embedding(EmbeddingSource {
+        word: random.tensor(&[spec.vocabulary, d]),
+        position: (spec.position.learned_offset())
+            .map(|offset| random.tensor(&[offset + POSITIONS, d])),
+        token_type: spec.token_types.then(|| random.tensor(&[2, d])),
+        position_offset: spec.position.learned_offset().unwrap_or(0),
+    })?;
+    let relative_bias = match spec.position {
+        Position::RelativeBuckets { .. } => {
+            let table: Vec<Vec<f32>> =
+                (0..spec.heads).map(|_| random.values(2 * POSITIONS - 1)).collect();
+            Some(b.upload_relative_bias(&table, POSITIONS)?)
+        }
+        _ => None,
+    };
+    let embedding_norm = random.norm(b, spec)?;
+    let final_norm = match spec.norm.placement {
+        NormPlacement::Pre => Some(random.norm(b, spec)?),
+        NormPlacement::Post => None,
+    };
+    let layers = (spec.layers.iter())
+        .map(|layer| random.layer(b, spec, layer))
+        .collect::<Result<Vec<_>, _>>()?;
+    let spec = spec.clone();
+    Ok(EncoderWeights { spec, embedding, embedding_norm, relative_bias, layers, final_norm })
+}
+
+/// A linear congruential generator (Knuth's MMIX constants): the suite needs no quality, only the
+/// same numbers everywhere.
+struct Random(u64);
+
+impl Random {
+    /// Uniform in -1..1.
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.next()).collect()
+    }
+
+    fn tensor(&mut self, shape: &[usize]) -> Tensor {
+        let values = self.values(shape.iter().product());
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor {
+            file: "conformance".into(),
+            name: "random".into(),
+            dtype: StoredDtype::F32,
+            shape: shape.to_vec(),
+            bytes: Bytes::from(bytes),
+        }
+    }
+
+    fn norm<B: Backend>(&mut self, b: &B, spec: &EncoderSpec) -> Result<B::Norm, BackendError> {
+        let scale: Vec<f32> = self.values(spec.hidden).iter().map(|v| 1.0 + 0.3 * v).collect();
+        let bias = spec.biases.norm.then(|| self.values(spec.hidden));
+        b.upload_norm(&scale, bias.as_deref(), spec.norm.eps)
+    }
+
+    fn linear<B: Backend>(
+        &mut self,
+        b: &B,
+        (rows, cols): (usize, usize),
+        (with_bias, gated): (bool, bool),
+    ) -> Result<B::Linear, BackendError> {
+        // Keeps sums of order 1, and attention scores away from one-hot.
+        let scale = 2.0 / (cols as f32).sqrt();
+        let weight: Vec<f32> = self.values(rows * cols).iter().map(|v| v * scale).collect();
+        let bias = with_bias.then(|| self.values(rows));
+        b.upload_linear(LinearSource { rows, cols, weight: &weight, bias: bias.as_deref(), gated })
+    }
+
+    fn layer<B: Backend>(
+        &mut self,
+        b: &B,
+        spec: &EncoderSpec,
+        layer: &LayerSpec,
+    ) -> Result<LayerWeights<B>, BackendError> {
+        let (d, context, inner) = (spec.hidden, spec.context_width(), spec.intermediate);
+        let gated = spec.feed_forward.gated;
+        let up_rows = if gated { 2 * inner } else { inner };
+        let (attention, feed_forward) = (spec.biases.attention, spec.biases.feed_forward);
+        Ok(LayerWeights {
+            qkv: self.linear(b, (3 * context, d), (attention, false))?,
+            attention_out: self.linear(b, (d, context), (attention, false))?,
+            attention_norm: match layer.attention_norm {
+                true => Some(self.norm(b, spec)?),
+                false => None,
+            },
+            up: self.linear(b, (up_rows, d), (feed_forward, gated))?,
+            down: self.linear(b, (d, inner), (feed_forward, false))?,
+            feed_forward_norm: self.norm(b, spec)?,
+            rotary: match spec.position {
+                Position::Rotary => {
+                    let tables = b.upload_rotary(layer.rotary_theta, spec.head_dim, POSITIONS)?;
+                    Some(Arc::new(tables))
+                }
+                _ => None,
+            },
+            window: layer.window,
+        })
+    }
+}
