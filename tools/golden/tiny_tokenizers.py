@@ -141,14 +141,14 @@ def unigram_pieces(size: int) -> list[tuple[str, float]]:
     return [(piece, round(score, 4)) for piece, score in scored]
 
 
-def xlm_roberta(size: int = 400, charsmap: str | None = None, **keywords) -> XLMRobertaTokenizer:
+def xlm_roberta(size: int = 400, charsmap: bytes | None = None, **keywords) -> XLMRobertaTokenizer:
     """<s> <pad> </s> <unk>, the pieces, <mask> last."""
     control = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocab = control + unigram_pieces(size - 5) + [("<mask>", 0.0)]
     return XLMRobertaTokenizer(vocab=vocab, _spm_precompiled_charsmap=charsmap, **keywords)
 
 
-def camembert(size: int = 400, charsmap: str | None = None, **keywords) -> CamembertTokenizer:
+def camembert(size: int = 400, charsmap: bytes | None = None, **keywords) -> CamembertTokenizer:
     """<s>NOTUSED <pad> </s>NOTUSED <unk> <unk>NOTUSED, the pieces, <s> and </s> among the first of
     them as in camembert-base, <mask> last."""
     control = [

@@ -21,6 +21,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+import charsmap
 import checkpoints
 import tiny_tokenizers
 from heads import Head
@@ -212,8 +213,8 @@ VARIANTS = [
     ),
     Variant(
         name="xlm-roberta",
-        note="XLM-RoBERTa: Unigram with Metaspace, cls pooling",
-        tokenizer=lambda: tiny_tokenizers.xlm_roberta(320, model_max_length=64),
+        note="XLM-RoBERTa: Unigram with Metaspace after a precompiled SentencePiece map, cls pooling",
+        tokenizer=lambda: tiny_tokenizers.xlm_roberta(320, charsmap.tiny(), model_max_length=64),
         config=config(XLMRobertaConfig, ROBERTA),
         head=Head(pooling=("cls",)),
     ),
