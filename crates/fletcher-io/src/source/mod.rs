@@ -1,0 +1,218 @@
+//! Sources: one trait, one file a format.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use ::arrow::datatypes::SchemaRef;
+
+use crate::chunk::{Chunk, ChunkLimits, OnError, RowError};
+use crate::error::SourceError;
+use crate::format::SourceFormat;
+
+mod arrow;
+mod columns;
+mod csv;
+mod jsonl;
+mod line_reader;
+mod lines;
+mod parquet;
+mod texts;
+
+/// Rows of texts, read a bounded chunk at a time.
+pub trait Source: Send {
+    /// What a sink needs to know of the rows before it sees one.
+    fn schema(&self) -> &SourceSchema;
+
+    /// The next rows in file order; `None` at the end. A chunk is never empty.
+    ///
+    /// # Errors
+    /// A row that cannot be embedded with [`OnError::Fail`]; a damaged file or a failing read
+    /// whatever the policy. After an error the source is spent.
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, SourceError>;
+
+    /// All rows, where the source knows without reading them.
+    fn total_rows(&self) -> Option<u64> {
+        None
+    }
+
+    /// All bytes, where progress is measured in [`Source::bytes_read`].
+    fn total_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes read so far; 0 where [`Source::total_rows`] is the better measure.
+    fn bytes_read(&self) -> u64 {
+        0
+    }
+}
+
+/// The shape of a source's rows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceSchema {
+    /// Bare texts: a sink numbers them from 0 in `id` and calls the text `text`.
+    Texts,
+    /// JSON objects, each with keys of its own.
+    Objects {
+        /// The key of the text.
+        text_column: String,
+    },
+    /// Columns of one schema.
+    Columns {
+        /// The schema, metadata included.
+        schema: SchemaRef,
+        /// Whether a dictionary column has one dictionary throughout, as in an Arrow IPC file. Not
+        /// so in Parquet and in Arrow IPC streams, where each batch may bring its own.
+        one_dictionary: bool,
+    },
+}
+
+/// Where texts come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceInput {
+    /// A file.
+    Path(PathBuf),
+    /// Standard input; formats that must seek are first copied to an unnamed temporary file.
+    Stdin,
+    /// Texts in memory, e.g. from the command line.
+    Texts(Vec<String>),
+}
+
+impl SourceInput {
+    /// The name that errors give it.
+    fn name(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Stdin => "standard input".to_owned(),
+            Self::Texts(_) => "the arguments".to_owned(),
+        }
+    }
+}
+
+/// What to read and how.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// Where the texts come from.
+    pub input: SourceInput,
+    /// The format; by default what a path's extension says, and lines on standard input.
+    pub format: Option<SourceFormat>,
+    /// The column or key that holds the text, `text` by custom; unused with bare texts.
+    pub text_column: String,
+    /// What to do with a row that cannot be embedded.
+    pub on_error: OnError,
+    /// How much a chunk may hold.
+    pub limits: ChunkLimits,
+}
+
+/// What every source keeps of its options.
+#[derive(Debug, Clone)]
+struct SourceContext {
+    /// The path, or "standard input".
+    file: String,
+    text_column: String,
+    on_error: OnError,
+    limits: ChunkLimits,
+}
+
+impl SourceContext {
+    /// Applies the policy to one row's outcome.
+    fn admit(
+        &self,
+        text: Result<String, RowError>,
+    ) -> Result<Result<String, RowError>, SourceError> {
+        match (text, self.on_error) {
+            (Err(row), OnError::Fail) => Err(SourceError::Row { file: self.file.clone(), row }),
+            (text, _) => Ok(text),
+        }
+    }
+
+    /// A failing read.
+    fn io(&self, source: io::Error) -> SourceError {
+        SourceError::Io { file: self.file.clone(), source }
+    }
+
+    /// A damaged file.
+    fn corrupt(&self, format: &'static str, message: impl ToString) -> SourceError {
+        SourceError::Corrupt { file: self.file.clone(), format, message: message.to_string() }
+    }
+}
+
+/// Opens a source; formats with a schema have it read and the text column checked by then.
+///
+/// # Errors
+/// A file that cannot be opened, an unknown extension, a damaged header, a text column that is
+/// missing or does not hold text.
+pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceError> {
+    let SourceOptions { input, format, text_column, on_error, limits } = options;
+    let context = SourceContext { file: input.name(), text_column, on_error, limits };
+    let format = match (&input, format) {
+        (_, Some(format)) => format,
+        (SourceInput::Path(path), None) => SourceFormat::from_path(path)
+            .map_err(|problem| SourceError::Format { file: context.file.clone(), problem })?,
+        (SourceInput::Stdin | SourceInput::Texts(_), None) => SourceFormat::Lines,
+    };
+    let bytes = match input {
+        SourceInput::Texts(texts) => return Ok(Box::new(texts::Texts::new(texts, limits))),
+        SourceInput::Path(path) => Bytes::File(open_file(&path).map_err(|e| context.io(e))?),
+        SourceInput::Stdin => Bytes::Stdin,
+    };
+    Ok(match format {
+        SourceFormat::Lines => Box::new(lines::Lines::new(bytes, context)),
+        SourceFormat::Jsonl => Box::new(jsonl::Jsonl::new(bytes, context)),
+        SourceFormat::Csv => Box::new(csv::Csv::open(bytes, b',', context)?),
+        SourceFormat::Tsv => Box::new(csv::Csv::open(bytes, b'\t', context)?),
+        SourceFormat::Parquet => Box::new(parquet::Parquet::open(bytes, context)?),
+        SourceFormat::Arrow => arrow::open(bytes, context)?,
+    })
+}
+
+/// Opens a file for reading; a folder is refused here, since reading it fails less clearly later.
+fn open_file(path: &std::path::Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder, not a file"));
+    }
+    Ok(file)
+}
+
+/// An open input, before anything was read.
+enum Bytes {
+    File(File),
+    Stdin,
+}
+
+impl Bytes {
+    /// Size, where it is a regular file.
+    fn len(&self) -> Option<u64> {
+        match self {
+            Self::File(file) => {
+                file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
+            }
+            Self::Stdin => None,
+        }
+    }
+
+    /// The bytes in order.
+    fn into_reader(self) -> Box<dyn io::Read + Send> {
+        match self {
+            Self::File(file) => Box::new(file),
+            Self::Stdin => Box::new(io::stdin()),
+        }
+    }
+
+    /// The bytes as a seekable file: what is not one is copied to an unnamed temporary file.
+    fn into_file(self) -> io::Result<File> {
+        match self {
+            Self::File(file) if file.metadata()?.is_file() => Ok(file),
+            other => spool(other.into_reader()),
+        }
+    }
+}
+
+/// Copies a stream to an unnamed temporary file, at its start.
+fn spool(mut reader: impl io::Read) -> io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    io::copy(&mut reader, &mut file)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file)
+}
