@@ -94,7 +94,7 @@ pub enum HubError {
         token_sent: bool,
     },
     /// The model has weights in other formats only.
-    #[error("{model} has {} but no {SINGLE_WEIGHTS}; {CONVERT_HINT}", describe_found(found))]
+    #[error("{model} has {}", describe_found(found))]
     NoSafetensors {
         /// The model.
         model: ModelName,
@@ -212,5 +212,27 @@ fn describe_access_denied(
 }
 
 fn describe_found(found: &[String]) -> String {
-    if found.is_empty() { "no weights in other formats".to_owned() } else { found.join(", ") }
+    if found.is_empty() {
+        return "no weights at all; name the repository of a model".to_owned();
+    }
+    format!("{} but no {SINGLE_WEIGHTS}; {CONVERT_HINT}", found.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_refusals() {
+        let path = Path::new("/cache/blob");
+        for (kind, full) in [
+            (io::ErrorKind::StorageFull, true),
+            (io::ErrorKind::QuotaExceeded, true),
+            (io::ErrorKind::PermissionDenied, false),
+        ] {
+            let error = HubError::io("write", path, kind.into());
+            assert_eq!(matches!(error, HubError::DiskFull { .. }), full, "{kind}");
+            assert!(error.to_string().contains("/cache/blob"), "{error}");
+        }
+    }
 }
