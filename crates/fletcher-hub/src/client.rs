@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::uri::Uri;
 use ureq::http::{Method, Request, Response};
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 use crate::config::{HubConfig, ProxyConfig, RetryConfig, TokenSource};
@@ -89,7 +90,7 @@ impl<'a> Client<'a> {
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::WebPki)
+            .root_certs(trusted(config.ca_file.as_deref())?)
             .build();
         let agent = Agent::config_builder()
             .tls_config(tls)
@@ -262,6 +263,24 @@ fn read_token(source: &TokenSource) -> Result<Option<String>, HubError> {
         return Err(HubError::BadSetting { setting: "HF_TOKEN", reason });
     }
     Ok((!token.is_empty()).then(|| token.to_owned()))
+}
+
+/// The public authorities, compiled in, unless the user trusts others.
+fn trusted(ca_file: Option<&Path>) -> Result<RootCerts, HubError> {
+    let Some(path) = ca_file else { return Ok(RootCerts::WebPki) };
+    let pem = fs::read(path).map_err(|source| HubError::io("read", path, source))?;
+    let certificates: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            // A bundle may hold keys and comments as well.
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        let reason = format!("{} holds no certificate in PEM format", path.display());
+        return Err(HubError::BadSetting { setting: "SSL_CERT_FILE", reason });
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
 }
 
 fn make_proxy(config: &ProxyConfig) -> Result<Proxy, HubError> {

@@ -25,6 +25,9 @@ pub struct HubConfig {
     pub offline: bool,
     /// The proxy for every request, if any.
     pub proxy: Option<ProxyConfig>,
+    /// Certificates (PEM) to trust instead of the public authorities, as behind a proxy that
+    /// inspects TLS or for a mirror with a certificate of its own.
+    pub ca_file: Option<PathBuf>,
     /// How patiently to ask again.
     pub retry: RetryConfig,
 }
@@ -86,8 +89,9 @@ impl HubConfig {
     /// `HF_HUB_CACHE` (else `HUGGINGFACE_HUB_CACHE`, else `HF_HOME/hub`, else
     /// `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`), `HF_TOKEN` (else the
     /// file `HF_TOKEN_PATH` or `HF_HOME/token`) unless `HF_HUB_DISABLE_IMPLICIT_TOKEN`,
-    /// `HF_HUB_OFFLINE` (else `TRANSFORMERS_OFFLINE`), and `HTTPS_PROXY` or `HTTP_PROXY` (else
-    /// `ALL_PROXY`) with `NO_PROXY`. An empty variable counts as absent. Reads no file.
+    /// `HF_HUB_OFFLINE` (else `TRANSFORMERS_OFFLINE`), `HTTPS_PROXY` or `HTTP_PROXY` (else
+    /// `ALL_PROXY`) with `NO_PROXY`, and `SSL_CERT_FILE` (else `REQUESTS_CA_BUNDLE`, else
+    /// `CURL_CA_BUNDLE`). An empty variable counts as absent. Reads no file.
     pub fn from_vars(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let vars = Vars { lookup };
         let endpoint = vars.first(&["HF_ENDPOINT"]).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
@@ -106,6 +110,7 @@ impl HubConfig {
                 .first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
                 .is_some_and(|value| is_true(&value)),
             proxy: vars.proxy(&endpoint),
+            ca_file: vars.path(&["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]),
             retry: RetryConfig::default(),
             endpoint,
         }
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_and_proxy() {
+    fn endpoint_proxy_and_certificates() {
         assert_eq!(config(&[]).endpoint, "https://huggingface.co");
         assert_eq!(config(&[("HF_ENDPOINT", "http://mirror/hf/")]).endpoint, "http://mirror/hf");
 
@@ -262,6 +267,7 @@ mod tests {
         assert_eq!(proxy.as_ref(), Some(&expected));
         assert!(!format!("{proxy:?}").contains("pw"));
         let plain = config(&[("HF_ENDPOINT", "http://m"), ("HTTPS_PROXY", "http://p")]);
+        assert_eq!(config(&[("SSL_CERT_FILE", "/ca.pem")]).ca_file, Some(PathBuf::from("/ca.pem")));
         assert_eq!(plain.proxy, None, "the proxy for TLS is not the one for plain HTTP");
     }
 }

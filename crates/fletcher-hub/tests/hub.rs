@@ -52,6 +52,7 @@ impl Cache {
             token: TokenSource::None,
             offline: false,
             proxy: None,
+            ca_file: None,
             retry: RetryConfig { attempts: 3, first_pause: Duration::from_millis(1) },
         }
     }
@@ -548,12 +549,15 @@ fn a_folder_wins_and_a_path_is_never_asked_for() {
 fn unusable_settings_are_named() {
     let (hub, cache) = (plain_model(), Cache::new());
     let good = cache.config(&hub.endpoint);
+    let no_certificate = cache.dir.path().join("ca.pem");
+    fs::write(&no_certificate, "no certificate").expect("a file");
     let proxy = |url: &str| ProxyConfig { url: url.to_owned(), except: vec![] };
     let cases = [
         (HubConfig { endpoint: "hub.org".into(), ..good.clone() }, "HF_ENDPOINT"),
         (HubConfig { endpoint: "ftp://hub.org".into(), ..good.clone() }, "HF_ENDPOINT"),
         (HubConfig { token: TokenSource::Value("a\nb".into()), ..good.clone() }, "HF_TOKEN"),
         (HubConfig { proxy: Some(proxy("x://y")), ..good.clone() }, "HTTPS_PROXY"),
+        (HubConfig { ca_file: Some(no_certificate), ..good.clone() }, "SSL_CERT_FILE"),
         (HubConfig { cache_dir: None, ..good.clone() }, "HF_HUB_CACHE"),
     ];
     for (config, setting) in cases {
