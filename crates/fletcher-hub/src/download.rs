@@ -86,9 +86,13 @@ impl Download<'_> {
     /// Completes the partial file, which may be absent, over as many connections as it takes.
     fn run(&self, incomplete: &Path) -> Result<(), HubError> {
         let io_error = |source| HubError::io("write", incomplete, source);
-        let options =
-            File::options().create(true).read(true).write(true).truncate(false).to_owned();
-        let mut partial = options.open(incomplete).map_err(io_error)?;
+        let mut partial = File::options()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(incomplete)
+            .map_err(io_error)?;
         let mut have_bytes = partial.seek(SeekFrom::End(0)).map_err(io_error)?;
         if self.size_bytes.is_some_and(|size_bytes| have_bytes > size_bytes) {
             have_bytes = rewind(&mut partial).map_err(io_error)?;

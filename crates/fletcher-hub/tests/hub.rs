@@ -170,7 +170,7 @@ fn fetches_a_model_and_nothing_else_into_the_layout_of_the_hub() {
 fn modules_and_shards_are_followed() {
     let modules = br#"[
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "models.Pooling"},
         {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
         {"idx": 3, "name": "3", "path": "3_Normalize", "type": "a.b.Normalize"}
     ]"#;
