@@ -2,8 +2,8 @@
 //! what the other has downloaded.
 //!
 //! ```text
-//! <cache>/models--org--name/refs/main                     the commit that `main` was last at
-//! <cache>/models--org--name/blobs/<etag>                  the content of a file, only once
+//! <cache>/models--org--name/refs/main                       the commit that `main` was last at
+//! <cache>/models--org--name/blobs/<etag>                    the content of a file, only once
 //! <cache>/models--org--name/snapshots/<commit>/config.json  -> ../../blobs/<etag>
 //! <cache>/.locks/models--org--name/<etag>.lock              held while that blob is written
 //! ```
