@@ -13,7 +13,9 @@
 //!   is enough for an embedding table.
 
 mod definition;
+mod punctuation;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -201,17 +203,17 @@ impl TextEncoder {
         prompt: &str,
         overlong: Overlong,
     ) -> Result<TokenIds, TextError> {
-        let joined;
         let input = match prompt.is_empty() {
-            true => text,
-            false => {
-                joined = [prompt, text].concat();
-                &joined
-            }
+            true => Cow::Borrowed(text),
+            false => Cow::Owned([prompt, text].concat()),
+        };
+        let input = match &self.definition.stand_ins {
+            Some(stand_ins) => stand_ins.apply(&input),
+            None => Cow::Borrowed(&*input),
         };
         let mut tokens: Vec<PipelineToken> = Vec::new();
         self.tokenizer
-            .encode_into(input, &self.options, &mut tokens)
+            .encode_into(&input, &self.options, &mut tokens)
             .map_err(|error| TextError::Encode { message: error.to_string() })?;
 
         let special = self.before.len() + self.after.len();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::punctuation::StandIns;
 use super::{TextError, TextFiles};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -57,6 +58,8 @@ pub(super) struct Definition {
     pub(super) largest_id: u32,
     /// Ids of the special tokens, ascending.
     pub(super) special_ids: Vec<u32>,
+    /// What to replace before the crate sees a text, if its pre-tokeniser is BERT's.
+    pub(super) stand_ins: Option<StandIns>,
     /// Whether overlong texts lose their beginning rather than their end.
     pub(super) truncate_left: bool,
 }
@@ -87,6 +90,7 @@ impl Definition {
             size: source.ids.len(),
             largest_id: source.ids.values().copied().max().unwrap_or(0),
             special_ids: source.special_ids(),
+            stand_ins: source.stand_ins(),
             truncate_left,
             json: source.canonical()?,
         })
@@ -301,6 +305,15 @@ impl Source {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    fn stand_ins(&self) -> Option<StandIns> {
+        let is_bert =
+            |step: &Value| step.get("type").and_then(Value::as_str) == Some("BertPreTokenizer");
+        let step = self.root.get("pre_tokenizer")?;
+        let steps = step.get("pretokenizers").and_then(Value::as_array);
+        let found = is_bert(step) || steps.is_some_and(|steps| steps.iter().any(is_bert));
+        found.then(|| StandIns::new(self.ids.keys()))?
     }
 
     /// The file in the crate's current format, the vocabulary put back as it was.
