@@ -99,8 +99,8 @@ fn list(names: &[String]) -> String {
 /// A sink that cannot be opened, written or finished.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// Whoever read our standard output has gone; a program ends quietly then.
-    #[error("the reader of standard output has closed it")]
+    /// Whoever read our standard output (or named pipe) has gone; a program ends quietly then.
+    #[error("the reader of the output has closed it")]
     ClosedPipe,
     /// Creating, writing, syncing or renaming failed.
     #[error("cannot write {file}: {source}")]

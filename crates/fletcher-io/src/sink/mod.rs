@@ -63,3 +63,137 @@ pub struct SinkOptions {
     /// The input's path, so that it is not overwritten.
     pub input: Option<PathBuf>,
 }
+
+/// What every sink keeps of its options.
+#[derive(Debug, Clone)]
+struct SinkContext {
+    /// The path, or "standard output".
+    file: String,
+    dim: usize,
+    vector_column: String,
+    on_error: OnError,
+}
+
+/// Name of the column that says why a row has no vector.
+const ERROR_COLUMN: &str = "error";
+
+/// Name of the column that numbers bare texts.
+const ID_COLUMN: &str = "id";
+
+/// Name of the column that holds bare texts.
+const TEXT_COLUMN: &str = "text";
+
+/// Creates a sink for the rows of a source.
+///
+/// # Errors
+/// An unknown extension; an output that is the input or cannot be created; a column of the input
+/// whose name the sink needs; npy with [`OnError::Skip`].
+pub fn create_sink(
+    options: SinkOptions,
+    source: &SourceSchema,
+) -> Result<Box<dyn Sink>, SinkError> {
+    let SinkOptions { target, format, dim, vector_column, on_error, metadata, input } = options;
+    let file = match &target {
+        SinkTarget::Path(path) => path.display().to_string(),
+        SinkTarget::Stdout => "standard output".to_owned(),
+    };
+    let format = match (&target, format) {
+        (SinkTarget::Stdout, None) => SinkFormat::Jsonl,
+        // A pipe cannot be read from its end, where the file format keeps its index.
+        (SinkTarget::Stdout, Some(SinkFormat::Arrow)) => SinkFormat::ArrowStream,
+        (_, Some(format)) => format,
+        (SinkTarget::Path(path), None) => SinkFormat::from_path(path)
+            .map_err(|problem| SinkError::Format { file: file.clone(), problem })?,
+    };
+    let default_column = if format == SinkFormat::Jsonl { "embedding" } else { "vector" };
+    let vector_column = vector_column.unwrap_or_else(|| default_column.to_owned());
+    let context = SinkContext { file, dim, vector_column, on_error };
+    if format == SinkFormat::Npy {
+        if on_error == OnError::Skip {
+            return Err(SinkError::NpyCannotSkip);
+        }
+    } else {
+        context.check_names(source)?;
+    }
+    let output = output::Output::create(&target, input.as_deref(), &context.file)?;
+    Ok(match format {
+        SinkFormat::Jsonl => Box::new(jsonl::Jsonl::new(output, context)),
+        SinkFormat::Npy => Box::new(npy::Npy::new(output, context)?),
+        SinkFormat::Arrow | SinkFormat::ArrowStream | SinkFormat::Parquet => {
+            let columns = columns::Columns::new(format, source, context, metadata);
+            Box::new(columns::Columnar::new(format, output, columns))
+        }
+    })
+}
+
+impl SinkContext {
+    /// The names of the columns that the sink adds.
+    fn added_columns(&self) -> impl Iterator<Item = &str> {
+        let error = (self.on_error == OnError::Skip).then_some(ERROR_COLUMN);
+        std::iter::once(self.vector_column.as_str()).chain(error)
+    }
+
+    /// Refuses an added column whose name is taken.
+    fn check_names(&self, source: &SourceSchema) -> Result<(), SinkError> {
+        if self.added_columns().skip(1).any(|name| name == self.vector_column) {
+            return Err(self.clash(ERROR_COLUMN, None));
+        }
+        let taken = |name: &str| match source {
+            SourceSchema::Texts => name == ID_COLUMN || name == TEXT_COLUMN,
+            SourceSchema::Objects { text_column } => name == text_column,
+            SourceSchema::Columns { schema, .. } => schema.column_with_name(name).is_some(),
+        };
+        match self.added_columns().find(|name| taken(name)) {
+            Some(name) => Err(self.clash(name, None)),
+            None => Ok(()),
+        }
+    }
+
+    /// The input has a column of a name that the sink needs.
+    fn clash(&self, column: &str, row: Option<u64>) -> SinkError {
+        let remedy = if column == self.vector_column {
+            "choose another name for the vectors (vector column)"
+        } else {
+            "rename it in the input, or fail on errors instead of skipping them"
+        };
+        SinkError::ColumnClash { column: column.to_owned(), row, remedy }
+    }
+
+    /// A failing write.
+    fn io(&self, error: std::io::Error) -> SinkError {
+        output::io_error(&self.file, error)
+    }
+
+    /// Checks the shapes, and says per row why there is no vector.
+    ///
+    /// # Errors
+    /// Shapes that do not match; with [`OnError::Fail`] the first row without a vector.
+    fn row_errors(
+        &self,
+        chunk: &Chunk,
+        vectors: VectorsView<'_>,
+    ) -> Result<Vec<Option<String>>, SinkError> {
+        let rows = chunk.len();
+        let errors_match = vectors.errors.is_empty() || vectors.errors.len() == rows;
+        if vectors.dim != self.dim || vectors.values.len() != rows * self.dim || !errors_match {
+            let (values, errors) = (vectors.values.len(), vectors.errors.len());
+            return Err(SinkError::Shape { rows, dim: self.dim, values, errors });
+        }
+        let errors: Vec<_> = chunk
+            .texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| match text {
+                Err(error) => Some(error.to_string()),
+                Ok(_) => vectors.errors.get(index).cloned().flatten(),
+            })
+            .collect();
+        match errors.iter().zip(chunk.first_row + 1..).find_map(|(e, row)| Some((e.clone()?, row)))
+        {
+            Some((message, row)) if self.on_error == OnError::Fail => {
+                Err(SinkError::RowError { row, message })
+            }
+            _ => Ok(errors),
+        }
+    }
+}

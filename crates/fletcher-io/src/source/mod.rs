@@ -80,7 +80,7 @@ pub enum SourceInput {
 
 impl SourceInput {
     /// The name that errors give it.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Path(path) => path.display().to_string(),
             Self::Stdin => "standard input".to_owned(),

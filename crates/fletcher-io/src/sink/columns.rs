@@ -1,0 +1,260 @@
+//! Rows as record batches with a vector column: what Arrow and Parquet share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, StringArray};
+use arrow::buffer::NullBuffer;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+
+use crate::chunk::{Chunk, OnError, Payload, VectorsView};
+use crate::error::SinkError;
+use crate::format::SinkFormat;
+use crate::sink::objects::Objects;
+use crate::sink::output::Output;
+use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN, arrow as ipc, parquet};
+use crate::source::SourceSchema;
+
+/// Writes record batches of one schema.
+pub(super) trait BatchWriter: Send {
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError>;
+    /// Completes the file and commits its output.
+    fn finish(self: Box<Self>) -> Result<(), SinkError>;
+}
+
+/// A sink of record batches. The writer is made with the first rows, since JSON objects show
+/// their columns only then.
+pub(super) struct Columnar {
+    format: SinkFormat,
+    columns: Columns,
+    state: State,
+}
+
+enum State {
+    /// No row has come yet.
+    Waiting(Output),
+    Writing(Box<dyn BatchWriter>),
+    /// An earlier write failed; the output is gone.
+    Failed,
+}
+
+impl Columnar {
+    pub(super) fn new(format: SinkFormat, output: Output, columns: Columns) -> Self {
+        Self { format, columns, state: State::Waiting(output) }
+    }
+
+    /// Takes the writer out, making it if need be; the state is `Failed` until it is put back.
+    fn take_writer(&mut self, schema: &SchemaRef) -> Result<Box<dyn BatchWriter>, SinkError> {
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Writing(writer) => Ok(writer),
+            State::Waiting(output) => match self.format {
+                SinkFormat::Parquet => {
+                    parquet::open(output, schema, &self.columns.context.vector_column)
+                }
+                SinkFormat::ArrowStream => ipc::open_stream(output, schema),
+                _ => ipc::open_file(output, schema),
+            },
+            State::Failed => Err(SinkError::Unsupported {
+                file: self.columns.context.file.clone(),
+                message: "nothing can be written after an error".to_owned(),
+            }),
+        }
+    }
+}
+
+impl Sink for Columnar {
+    fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError> {
+        let batch = self.columns.batch(chunk, vectors)?;
+        let mut writer = self.take_writer(batch.schema_ref())?;
+        writer.write(&batch)?;
+        self.state = State::Writing(writer);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), SinkError> {
+        let schema = self.columns.output_schema();
+        self.take_writer(&schema)?.finish()
+    }
+}
+
+/// Makes the output's record batches of chunks and vectors.
+pub(super) struct Columns {
+    input: Input,
+    context: SinkContext,
+    metadata: BTreeMap<String, String>,
+}
+
+/// How the input's columns are come by.
+enum Input {
+    Texts,
+    Objects(Objects),
+    Columns {
+        schema: SchemaRef,
+        /// The columns whose dictionaries must be replaced by their values, and by which type.
+        plain: Vec<(usize, DataType)>,
+    },
+}
+
+impl Columns {
+    pub(super) fn new(
+        format: SinkFormat,
+        source: &SourceSchema,
+        context: SinkContext,
+        metadata: BTreeMap<String, String>,
+    ) -> Self {
+        let input = match source {
+            SourceSchema::Texts => Input::Texts,
+            SourceSchema::Objects { text_column } => Input::Objects(Objects::new(text_column)),
+            SourceSchema::Columns { schema, one_dictionary } => {
+                // An Arrow IPC file holds one dictionary a column; other formats, one a batch.
+                let replace = format == SinkFormat::Arrow && !one_dictionary;
+                let fields = schema.fields().iter().enumerate();
+                let plain = fields
+                    .filter(|_| replace)
+                    .map(|(index, field)| (index, plain_type(field.data_type())))
+                    .filter(|(index, plain)| plain != schema.field(*index).data_type())
+                    .collect();
+                Input::Columns { schema: schema.clone(), plain }
+            }
+        };
+        Self { input, context, metadata }
+    }
+
+    /// One chunk's rows: the input's columns, the vectors, and the errors where they are skipped.
+    fn batch(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<RecordBatch, SinkError> {
+        let mut errors = self.context.row_errors(chunk, vectors)?;
+        for (text, error) in chunk.texts.iter().zip(&mut errors) {
+            // These formats have no column for a row that is none; its error must show it.
+            let raw = text.as_ref().err().and_then(|row| row.raw.as_deref());
+            if let (Some(error), Some(raw)) = (error, raw) {
+                *error = format!("{error}; it reads: {}", excerpt(raw));
+            }
+        }
+        let unsupported = |e: ArrowError| SinkError::Unsupported {
+            file: self.context.file.clone(),
+            message: e.to_string(),
+        };
+        let mut columns = match (&mut self.input, &chunk.payload) {
+            (Input::Texts, _) => text_columns(chunk),
+            (Input::Objects(objects), Payload::Objects(rows)) => {
+                let reserved: Vec<&str> = self.context.added_columns().collect();
+                if let Some((name, row)) = objects.find_clash(rows, &reserved, chunk.first_row) {
+                    return Err(self.context.clash(&name, Some(row)));
+                }
+                objects.columns(rows, self.context.on_error, &mut errors)?
+            }
+            (Input::Columns { plain, .. }, Payload::Columns(batch)) => {
+                let mut columns = batch.columns().to_vec();
+                for (index, data_type) in plain.iter() {
+                    columns[*index] = cast(&columns[*index], data_type).map_err(unsupported)?;
+                }
+                columns
+            }
+            _ => {
+                return Err(SinkError::Unsupported {
+                    file: self.context.file.clone(),
+                    message: "the chunk is not of the source that the sink was made for".to_owned(),
+                });
+            }
+        };
+        let schema = self.output_schema();
+        columns.push(vector_column(&errors, vectors).map_err(unsupported)?);
+        if self.context.on_error == OnError::Skip {
+            columns.push(Arc::new(StringArray::from(errors)));
+        }
+        RecordBatch::try_new(schema, columns).map_err(unsupported)
+    }
+
+    /// The input's columns followed by those that the sink adds.
+    fn output_schema(&self) -> SchemaRef {
+        let skip = self.context.on_error == OnError::Skip;
+        let field = |name: &str, data_type, nullable| -> FieldRef {
+            Arc::new(Field::new(name, data_type, nullable))
+        };
+        let (mut fields, mut metadata) = match &self.input {
+            Input::Texts => {
+                let id = field(ID_COLUMN, DataType::Int64, false);
+                (vec![id, field(TEXT_COLUMN, DataType::Utf8, skip)], HashMap::new())
+            }
+            Input::Objects(objects) => (objects.fields(), HashMap::new()),
+            Input::Columns { schema, plain } => {
+                let mut fields = schema.fields().to_vec();
+                for (index, data_type) in plain {
+                    let replaced = fields[*index].as_ref().clone();
+                    fields[*index] = Arc::new(replaced.with_data_type(data_type.clone()));
+                }
+                (fields, schema.metadata().clone())
+            }
+        };
+        let vector = vector_type(self.context.dim);
+        fields.push(field(&self.context.vector_column, vector, skip));
+        if skip {
+            fields.push(field(ERROR_COLUMN, DataType::Utf8, true));
+        }
+        metadata.extend(self.metadata.clone());
+        Arc::new(Schema::new_with_metadata(fields, metadata))
+    }
+}
+
+/// The type of the vector column. Its items are nullable only because that is what other Arrow
+/// implementations make and compare with; none is ever null.
+fn vector_type(dim: usize) -> DataType {
+    DataType::new_fixed_size_list(DataType::Float32, dim_i32(dim), true)
+}
+
+/// Arrow counts the items of a list in an `i32`; no model comes near its end.
+fn dim_i32(dim: usize) -> i32 {
+    i32::try_from(dim).unwrap_or(i32::MAX)
+}
+
+/// The vectors, null where a row has an error.
+fn vector_column(
+    errors: &[Option<String>],
+    vectors: VectorsView<'_>,
+) -> Result<ArrayRef, ArrowError> {
+    let mut values = vectors.values.to_vec();
+    for (index, _) in errors.iter().enumerate().filter(|(_, error)| error.is_some()) {
+        values[index * vectors.dim..(index + 1) * vectors.dim].fill(0.0);
+    }
+    let valid: Vec<bool> = errors.iter().map(Option::is_none).collect();
+    let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+    let item = Arc::new(Field::new_list_field(DataType::Float32, true));
+    let values = Arc::new(Float32Array::from(values));
+    Ok(Arc::new(FixedSizeListArray::try_new(item, dim_i32(vectors.dim), values, nulls)?))
+}
+
+/// The two columns of bare texts.
+fn text_columns(chunk: &Chunk) -> Vec<ArrayRef> {
+    let ids = (0..chunk.len() as u64).map(|row| (chunk.first_row + row).cast_signed());
+    let texts = chunk.texts.iter().map(|text| text.as_ref().ok());
+    vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(StringArray::from_iter(texts))]
+}
+
+/// A type with every dictionary replaced by its values.
+fn plain_type(data_type: &DataType) -> DataType {
+    let plain = |field: &FieldRef| -> FieldRef {
+        let data_type = plain_type(field.data_type());
+        Arc::new(field.as_ref().clone().with_data_type(data_type))
+    };
+    match data_type {
+        DataType::Dictionary(_, values) => plain_type(values),
+        DataType::List(item) => DataType::List(plain(item)),
+        DataType::LargeList(item) => DataType::LargeList(plain(item)),
+        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(plain(item), *size),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain).collect()),
+        DataType::Map(entries, sorted) => DataType::Map(plain(entries), *sorted),
+        other => other.clone(),
+    }
+}
+
+/// The first characters of a row that is kept in an error message.
+fn excerpt(raw: &str) -> String {
+    const LIMIT_CHARS: usize = 200;
+    match raw.char_indices().nth(LIMIT_CHARS) {
+        Some((end, _)) => format!("{}…", &raw[..end]),
+        None => raw.to_owned(),
+    }
+}
