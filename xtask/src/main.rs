@@ -1,2 +1,40 @@
-//! The developer's commands.
-fn main() {}
+//! The developer's commands: `cargo xtask <command>`.
+
+mod ci;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "cargo xtask <command>
+
+  ci      everything that CI checks: format, lints, tests, tidy
+  tidy    the rules of the tree that no other tool checks
+";
+
+#[expect(clippy::print_stderr, reason = "a developer's tool talks to a terminal")]
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    match run(&command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str) -> Result<()> {
+    match command {
+        "ci" => ci::run(&root()),
+        "tidy" => tidy::run(&root()),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}

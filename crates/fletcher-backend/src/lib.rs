@@ -1,1 +1,6 @@
-//! fletcher-backend.
+//! Where the encoder runs: one folder per device, one row each in [`registry`].
+
+pub mod cpu;
+pub mod registry;
+
+pub use registry::{DeviceChoice, DeviceReport, devices};

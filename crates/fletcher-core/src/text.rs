@@ -21,7 +21,11 @@ use std::fmt;
 use bytes::Bytes;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
-use self::definition::Definition;
+use self::definition::{Cut, Definition};
+
+/// A first guess of how much text makes a token. English has four bytes to a token; a generous
+/// guess is cheap, one that falls short tokenises the text again.
+const BYTES_PER_TOKEN: usize = 16;
 
 /// What to do with a text that has more tokens than the model takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +57,8 @@ pub struct TokenIds {
     pub ids: Vec<u32>,
     /// Whether tokens were cut off.
     pub truncated: bool,
-    /// Tokens before cutting, special tokens included.
+    /// Tokens before cutting, special tokens included. Of a text that was cut at its end this is a
+    /// lower bound: what is certainly cut off is not tokenised.
     pub total: usize,
 }
 
@@ -211,28 +216,52 @@ impl TextEncoder {
             Some(stand_ins) => stand_ins.apply(&input),
             None => Cow::Borrowed(&*input),
         };
-        let mut tokens: Vec<PipelineToken> = Vec::new();
-        self.tokenizer
-            .encode_into(&input, &self.options, &mut tokens)
-            .map_err(|error| TextError::Encode { message: error.to_string() })?;
-
         let special = self.before.len() + self.after.len();
         let room = self.max_tokens - special;
+        let first_cut = match (overlong, self.definition.cut) {
+            (Overlong::Truncate, Cut::EndAtSpaces) => room.saturating_mul(BYTES_PER_TOKEN),
+            _ => usize::MAX,
+        };
+        let tokens = self.tokens_beyond(&input, room, first_cut)?;
         let total = tokens.len() + special;
         let truncated = tokens.len() > room;
         if truncated && overlong == Overlong::Error {
             return Err(TextError::Overlong { tokens: total, limit: self.max_tokens });
         }
-        let kept = match (truncated, self.definition.truncate_left) {
-            (false, _) => &tokens[..],
-            (true, false) => &tokens[..room],
-            (true, true) => &tokens[tokens.len() - room..],
+        let kept = match self.definition.cut {
+            _ if !truncated => &tokens[..],
+            Cut::End | Cut::EndAtSpaces => &tokens[..room],
+            Cut::Beginning => &tokens[tokens.len() - room..],
         };
         let mut ids = Vec::with_capacity(kept.len() + special);
         ids.extend_from_slice(&self.before);
         ids.extend_from_slice(PipelineToken::cast_slice(kept));
         ids.extend_from_slice(&self.after);
         Ok(TokenIds { ids, truncated, total })
+    }
+
+    /// The tokens of a text, or of so long a head of it that there are more than `room`.
+    ///
+    /// The head ends between two words, and grows fourfold until it suffices, so a text of any
+    /// length costs little more than what is kept of it.
+    fn tokens_beyond(
+        &self,
+        text: &str,
+        room: usize,
+        first_cut: usize,
+    ) -> Result<Vec<PipelineToken>, TextError> {
+        let mut tokens: Vec<PipelineToken> = Vec::new();
+        let mut end = end_of_word(text, first_cut);
+        loop {
+            self.tokenizer
+                .encode_into(&text[..end], &self.options, &mut tokens)
+                .map_err(|error| TextError::Encode { message: error.to_string() })?;
+            if tokens.len() > room || end == text.len() {
+                return Ok(tokens);
+            }
+            tokens.clear();
+            end = end_of_word(text, end.saturating_mul(4));
+        }
     }
 
     /// How many leading tokens of a text belong to its prompt, as sentence-transformers counts
@@ -293,4 +322,16 @@ impl TextEncoder {
         let message = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
         self.tokenizer.decode(ids, true).map_err(message)
     }
+}
+
+/// The end of the first word that ends at or after `from`, or of the text.
+///
+/// Only a single space between ASCII letters or digits counts: whatever a tokenizer of
+/// [`Cut::EndAtSpaces`] does to the text on one side of it does not depend on the other side.
+fn end_of_word(text: &str, from: usize) -> usize {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric();
+    let rest = text.as_bytes().get(from..).unwrap_or_default();
+    let mut windows = rest.windows(3);
+    let space = windows.position(|w| is_word(w[0]) && w[1] == b' ' && is_word(w[2]));
+    space.map_or(text.len(), |space| from + space + 1)
 }

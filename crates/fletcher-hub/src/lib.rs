@@ -2,11 +2,13 @@
 //!
 //! A model is named by a folder, or by `org/name[@revision]` on a hub that speaks the Hugging Face
 //! HTTP API. [`resolve`] turns either into a [`ModelFolder`], from which the engine reads small
-//! files and maps weights. What a configuration or a tensor means is not known here.
+//! files and maps weights. What a configuration or a tensor means is not known here: the core reads
+//! a folder through its own `ModelFiles`, which a [`ModelFolder`] implements.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `folder` | the folder: small files with a size limit, memory-mapped weights, lists of shards |
+//! | `model_files` | the folder as the core sees it |
 //! | `modules` | which files make a model, read from `modules.json` |
 //! | `config` | where the hub, its cache and its token are, from variables the caller looks up |
 //! | `hub` | the way from a name to a complete snapshot |
@@ -24,6 +26,7 @@ mod download;
 mod error;
 mod folder;
 mod hub;
+mod model_files;
 mod modules;
 mod name;
 mod progress;

@@ -1,1 +1,20 @@
-//! fletcher-kernels.
+//! CPU kernels: slices in, slices out.
+//!
+//! No threads, no errors, and no allocation outside of packing. Each algorithm is written once in
+//! `ops/`, over the vector type of an instruction set (`isa/`); [`Kernels`] holds the compiled
+//! versions of the set that was chosen at run time. This crate holds all of the CPU's `unsafe`:
+//! the safe entry points check every length before a pointer is formed.
+//!
+//! **Batch invariance.** A row's result never depends on what else is computed with it: sums over
+//! the inner dimension run in one order per instruction set whatever the tile's height, and tails
+//! of vectors are masked instead of taking another path.
+
+mod dispatch;
+mod isa;
+mod ops;
+
+pub use dispatch::Kernels;
+pub use isa::Isa;
+pub use ops::activation::Activation;
+pub use ops::attention::{Attention, attention_scratch};
+pub use ops::gemm::{Epilogue, Linear, LinearShape};

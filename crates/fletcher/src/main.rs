@@ -1,2 +1,29 @@
-//! The program.
-fn main() {}
+//! The program: arguments in, exit code out.
+//!
+//! Only this crate prints, reads the environment and exits. Data goes to standard output,
+//! everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 wrong usage or
+//! bad input.
+
+mod args;
+mod commands;
+mod config;
+mod failure;
+mod model;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let result = match cli.command {
+        args::Command::Embed(args) => commands::embed::run(args),
+        args::Command::Info(args) => commands::info::run(args),
+        args::Command::Verify(args) => commands::verify::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use fletcher_core::ModelError;
-use fletcher_core::model::{Model, ModelFiles};
-use fletcher_core::weights::WeightFile;
+use fletcher_core::model::Model;
+use fletcher_hub::ModelFolder;
 use safetensors::SafeTensors;
 
 /// One golden folder with what `transformers` and `sentence-transformers` made of it.
@@ -23,7 +21,7 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn model(&self) -> Model {
-        let files = Folder { name: self.name.clone(), path: self.folder.clone() };
+        let files = ModelFolder::open(&self.folder).unwrap();
         Model::open(&files, Default::default()).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 }
@@ -77,34 +75,4 @@ pub(crate) fn max_abs(a: &[f32], b: &[f32]) -> f64 {
         .zip(b)
         .map(|(a, b)| f64::from((a - b).abs()))
         .fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) })
-}
-
-struct Folder {
-    name: String,
-    path: PathBuf,
-}
-
-impl ModelFiles for Folder {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn read(&self, path: &str) -> Result<Option<Bytes>, ModelError> {
-        Ok(std::fs::read(self.path.join(path)).ok().map(Bytes::from))
-    }
-
-    fn weights(&self, folder: &str) -> Result<Vec<WeightFile>, ModelError> {
-        let mut files: Vec<WeightFile> = std::fs::read_dir(self.path.join(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-            .filter(|path| path.file_stem().is_some_and(|stem| stem != "golden"))
-            .map(|path| WeightFile {
-                name: path.file_name().unwrap().to_str().unwrap().to_owned(),
-                bytes: std::fs::read(&path).unwrap().into(),
-            })
-            .collect();
-        files.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(files)
-    }
 }

@@ -45,6 +45,19 @@ const BERT_CLASSES: [&str; 8] = [
     "ElectraTokenizerFast",
 ];
 
+/// Normalisers that look no further than a combining sequence.
+const LOCAL_NORMALIZERS: [&str; 9] = [
+    "BertNormalizer",
+    "Lowercase",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Precompiled",
+    "StripAccents",
+];
+
 /// A tokenizer in the form that the `tokenizers` crate reads, with what it does not keep.
 #[derive(Debug)]
 pub(super) struct Definition {
@@ -60,8 +73,20 @@ pub(super) struct Definition {
     pub(super) special_ids: Vec<u32>,
     /// What to replace before the crate sees a text, if its pre-tokeniser is BERT's.
     pub(super) stand_ins: Option<StandIns>,
-    /// Whether overlong texts lose their beginning rather than their end.
-    pub(super) truncate_left: bool,
+    /// Where overlong texts are cut.
+    pub(super) cut: Cut,
+}
+
+/// Which part of an overlong text is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The beginning.
+    Beginning,
+    /// The end.
+    End,
+    /// The end, and it does not matter for the tokens before a space between two words what comes
+    /// after it.
+    EndAtSpaces,
 }
 
 impl Definition {
@@ -84,14 +109,18 @@ impl Definition {
         if files.lowercase {
             source.lowercase_first();
         }
-        let truncate_left = config.get("truncation_side").and_then(Value::as_str) == Some("left");
+        let cut = match config.get("truncation_side").and_then(Value::as_str) {
+            Some("left") => Cut::Beginning,
+            _ if source.is_local() => Cut::EndAtSpaces,
+            _ => Cut::End,
+        };
         Ok(Self {
             file: source.file,
             size: source.ids.len(),
             largest_id: source.ids.values().copied().max().unwrap_or(0),
             special_ids: source.special_ids(),
             stand_ins: source.stand_ins(),
-            truncate_left,
+            cut,
             json: source.canonical()?,
         })
     }
@@ -105,6 +134,18 @@ struct Source {
     vocab: Box<RawValue>,
     /// Pieces and added tokens.
     ids: HashMap<String, u32>,
+}
+
+/// A component of the pipeline.
+struct Step<'a> {
+    kind: &'a str,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Step<'a> {
+    fn new(object: &'a Map<String, Value>) -> Self {
+        Self { kind: object.get("type").and_then(Value::as_str).unwrap_or_default(), object }
+    }
 }
 
 /// An object whose values are still text.
@@ -240,25 +281,19 @@ impl Source {
         self.root.get("added_tokens").and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
-    /// Lets `tokenizer_config.json` have the last word on BERT's normaliser, as it has in Python.
+    /// Lets `tokenizer_config.json` have the last word on BERT's normaliser, as it has in Python,
+    /// where even a key that is not there means its default. Without the file the class is unknown,
+    /// and `tokenizer.json` stands.
     fn apply_bert_settings(&mut self, config: &Map<String, Value>) {
-        let class =
-            config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
-        let normalizer = self.root.get_mut("normalizer").and_then(Value::as_object_mut);
-        let Some(normalizer) = normalizer.filter(|_| BERT_CLASSES.contains(&class)) else {
-            return;
-        };
-        if normalizer.get("type").and_then(Value::as_str) != Some("BertNormalizer") {
+        let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
+        if config.is_empty() || !BERT_CLASSES.contains(&class) {
             return;
         }
-        for (key, from) in [
-            ("lowercase", "do_lower_case"),
-            ("handle_chinese_chars", "tokenize_chinese_chars"),
-            ("strip_accents", "strip_accents"),
-        ] {
-            if let Some(value @ (Value::Bool(_) | Value::Null)) = config.get(from) {
-                normalizer.insert(key.to_owned(), value.clone());
-            }
+        let normalizer = self.root.get_mut("normalizer").and_then(Value::as_object_mut);
+        let is_bert =
+            |n: &&mut Map<String, Value>| n.get("type").and_then(Value::as_str) == Some("BertNormalizer");
+        if let Some(normalizer) = normalizer.filter(is_bert) {
+            normalizer.extend(bert_settings(config));
         }
     }
 
@@ -308,12 +343,38 @@ impl Source {
     }
 
     fn stand_ins(&self) -> Option<StandIns> {
-        let is_bert =
-            |step: &Value| step.get("type").and_then(Value::as_str) == Some("BertPreTokenizer");
-        let step = self.root.get("pre_tokenizer")?;
-        let steps = step.get("pretokenizers").and_then(Value::as_array);
-        let found = is_bert(step) || steps.is_some_and(|steps| steps.iter().any(is_bert));
+        let is_bert = |step: &Step<'_>| step.kind == "BertPreTokenizer";
+        let found = self.steps("pre_tokenizer", "pretokenizers").iter().any(is_bert);
         found.then(|| StandIns::new(self.ids.keys()))?
+    }
+
+    /// Whether every component treats the words of a text independently of each other.
+    fn is_local(&self) -> bool {
+        let normalizers = self.steps("normalizer", "normalizers");
+        let splitters = self.steps("pre_tokenizer", "pretokenizers");
+        let splits = |step: &Step<'_>| match step.kind {
+            "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit" => true,
+            "Metaspace" => flag(step.object, "split") != Some(false),
+            "ByteLevel" => flag(step.object, "use_regex") != Some(false),
+            _ => false,
+        };
+        // A token that goes on after a space might be cut in two there.
+        let goes_on = |token: &str| token.trim_start().contains(char::is_whitespace);
+        normalizers.iter().all(|step| LOCAL_NORMALIZERS.contains(&step.kind))
+            && !splitters.is_empty()
+            && splitters.iter().all(splits)
+            && !self.added_tokens().iter().filter_map(token_content).any(goes_on)
+    }
+
+    /// The components in a slot of the file: none, one, or those of a `Sequence`.
+    fn steps(&self, slot: &str, members: &str) -> Vec<Step<'_>> {
+        let Some(Value::Object(slot)) = self.root.get(slot) else {
+            return Vec::new();
+        };
+        let one = || vec![Step::new(slot)];
+        let members = slot.get(members).and_then(Value::as_array);
+        let members = members.map(|steps| steps.iter().filter_map(Value::as_object));
+        members.map_or_else(one, |steps| steps.map(Step::new).collect())
     }
 
     /// The file in the crate's current format, the vocabulary put back as it was.

@@ -1,0 +1,103 @@
+//! Instruction sets as types.
+//!
+//! [`Lanes`] is a vector of f32 with the dozen operations that the kernels need; each file beside
+//! this one implements it for one instruction set. The kernels in `ops/` are written once, over
+//! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
+
+pub(crate) mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+
+/// An instruction set that kernels exist for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust; runs everywhere and is the oracle of the others.
+    Scalar,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// 64-bit Arm.
+    Neon,
+}
+
+impl Isa {
+    /// The instruction sets that this CPU has, the best last.
+    pub fn available() -> Vec<Isa> {
+        #[cfg_attr(target_arch = "wasm32", expect(unused_mut))]
+        let mut sets = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                sets.push(Isa::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                sets.push(Isa::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Isa::Neon);
+        sets
+    }
+
+    /// The best one of this CPU.
+    pub fn detect() -> Isa {
+        Self::available().pop().unwrap_or(Isa::Scalar)
+    }
+
+    /// The name for `fletcher info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "portable",
+            Isa::Avx2 => "AVX2+FMA",
+            Isa::Avx512 => "AVX-512",
+            Isa::Neon => "NEON",
+        }
+    }
+}
+
+/// A vector of [`Self::WIDTH`] f32 lanes.
+///
+/// # Safety
+/// Every method requires that the CPU has the implementing instruction set, which only the shells
+/// in `dispatch.rs` establish; loads and stores also require that the pointed-to lanes are in
+/// bounds (all of them, or the first `lanes` for the partial ones). Nothing needs alignment.
+pub(crate) trait Lanes: Copy {
+    /// Lanes in a vector.
+    const WIDTH: usize;
+    /// Register tile of the matrix kernel: rows of the left operand …
+    const TILE_ROWS: usize;
+    /// … and vectors of the right one; with one broadcast they must fit the register file.
+    const TILE_VECTORS: usize;
+
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// Missing lanes are 0.
+    unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn store_partial(self, to: *mut f32, lanes: usize);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the hardware can.
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self;
+    unsafe fn max(self, other: Self) -> Self;
+    unsafe fn min(self, other: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// The bits moved left by 23 places: an integer in the low mantissa bits becomes an exponent.
+    unsafe fn shift_left_23(self) -> Self;
+    /// The sum of all lanes, in a fixed order.
+    unsafe fn sum(self) -> f32;
+    /// The greatest lane.
+    unsafe fn greatest(self) -> f32;
+}

@@ -1,0 +1,89 @@
+//! 128-bit Arm vectors with fused multiply-add.
+
+use std::arch::aarch64::*;
+
+use super::Lanes;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(float32x4_t);
+
+// SAFETY, for every block below: NEON is part of the 64-bit Arm baseline, and the trait's contract
+// gives the bounds.
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
+impl Lanes for Neon {
+    const WIDTH: usize = 4;
+    // 24 sums, 4 vectors of the right operand and a broadcast: 29 of 32 registers.
+    const TILE_ROWS: usize = 6;
+    const TILE_VECTORS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        unsafe { Self(vdupq_n_f32(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Self(vld1q_f32(from)) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(from: *const f32, lanes: usize) -> Self {
+        let values: [f32; 4] =
+            std::array::from_fn(|l| if l < lanes { unsafe { *from.add(l) } } else { 0.0 });
+        unsafe { Self(vld1q_f32(values.as_ptr())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { vst1q_f32(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, to: *mut f32, lanes: usize) {
+        let mut values = [0.0f32; 4];
+        unsafe { vst1q_f32(values.as_mut_ptr(), self.0) };
+        for (lane, value) in values.iter().enumerate().take(lanes) {
+            unsafe { *to.add(lane) = *value }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        unsafe { Self(vaddq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        unsafe { Self(vsubq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe { Self(vmulq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe { Self(vdivq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        unsafe { Self(vfmaq_f32(addend.0, self.0, factor.0)) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        unsafe { Self(vmaxq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        unsafe { Self(vminq_f32(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        unsafe { Self(vabsq_f32(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn shift_left_23(self) -> Self {
+        unsafe { Self(vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self.0)))) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { vaddvq_f32(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn greatest(self) -> f32 {
+        unsafe { vmaxvq_f32(self.0) }
+    }
+}

@@ -1,0 +1,95 @@
+//! The portable vector: an array that the compiler may or may not vectorise.
+//!
+//! It has no fused multiply-add, since a software one would be a hundred times slower.
+
+use super::Lanes;
+
+const WIDTH: usize = 4;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; WIDTH]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    }
+}
+
+impl Lanes for Portable {
+    const WIDTH: usize = WIDTH;
+    const TILE_ROWS: usize = 4;
+    const TILE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; WIDTH])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller guarantees WIDTH readable lanes.
+        unsafe { Self(from.cast::<[f32; WIDTH]>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(from: *const f32, lanes: usize) -> Self {
+        // SAFETY: the caller guarantees the first `lanes` readable; no other is touched.
+        Self(std::array::from_fn(|l| if l < lanes { unsafe { *from.add(l) } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller guarantees WIDTH writable lanes.
+        unsafe { to.cast::<[f32; WIDTH]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, to: *mut f32, lanes: usize) {
+        for (lane, value) in self.0.iter().enumerate().take(lanes) {
+            // SAFETY: the caller guarantees the first `lanes` writable.
+            unsafe { *to.add(lane) = *value }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        Self(std::array::from_fn(|l| self.0[l] * factor.0[l] + addend.0[l]))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // As the x86 instruction: the second operand wins when either is NaN.
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    unsafe fn shift_left_23(self) -> Self {
+        Self(self.0.map(|value| f32::from_bits(value.to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        (self.0[0] + self.0[1]) + (self.0[2] + self.0[3])
+    }
+    #[inline(always)]
+    unsafe fn greatest(self) -> f32 {
+        self.0[0].max(self.0[1]).max(self.0[2].max(self.0[3]))
+    }
+}

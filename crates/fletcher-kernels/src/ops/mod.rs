@@ -1,0 +1,7 @@
+//! The algorithms, each written once over the vector type.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod norm;

@@ -1,0 +1,255 @@
+//! The command line as the user types it. No meaning here: `config.rs` gives it one.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fletcher_io::{SinkFormat, SourceFormat};
+
+/// Text in, vectors out: a text-embedding engine in one self-contained binary.
+#[derive(Debug, Parser)]
+#[command(name = "fletcher", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Embed texts, files or standard input
+    Embed(EmbedArgs),
+    /// Say what this machine, this binary and a model are
+    Info(InfoArgs),
+    /// Compare a model's vectors with stored reference vectors
+    Verify(VerifyArgs),
+}
+
+/// Which model, and how to run it.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// `default` (inside the binary), a model folder, or org/name[@revision] on the hub
+    #[arg(short, long, default_value = "default", env = "FLETCHER_MODEL")]
+    pub(crate) model: String,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, env = "FLETCHER_DEVICE")]
+    pub(crate) device: DeviceArg,
+
+    /// Number format of the arithmetic
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto, env = "FLETCHER_PRECISION")]
+    pub(crate) precision: PrecisionArg,
+
+    /// Worker threads [default: what the cgroup quota and the CPU set allow]
+    #[arg(long, value_name = "N", env = "FLETCHER_THREADS", value_parser = at_least_one)]
+    pub(crate) threads: Option<usize>,
+
+    /// Tokens that one worker takes through the encoder at a time [default: fitted to the cache]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) batch_tokens: Option<usize>,
+
+    /// How token states become one vector
+    #[arg(long, value_enum, default_value_t = PoolingArg::Auto)]
+    pub(crate) pooling: PoolingArg,
+
+    /// Leave the vectors at the length the model gives them
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+
+    /// Keep only the first N dimensions (Matryoshka models), normalised again
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) dimensions: Option<usize>,
+}
+
+/// What is done to each text before the model sees it.
+#[derive(Debug, Args)]
+pub(crate) struct TextArgs {
+    /// Put the model's prompt of this name before each text
+    #[arg(long, value_name = "NAME", conflicts_with = "prefix")]
+    pub(crate) prompt: Option<String>,
+
+    /// Put this text before each text, instead of the model's default prompt
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prefix: Option<String>,
+
+    /// What to do with a text that is longer than the model allows
+    #[arg(long, value_enum, default_value_t = OverlongArg::Truncate)]
+    pub(crate) overlong: OverlongArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// Texts to embed; without any, and without --input, lines are read from standard input
+    #[arg(conflicts_with = "input")]
+    pub(crate) texts: Vec<String>,
+
+    /// File to read; `-` is standard input
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) input: Option<PathBuf>,
+
+    /// Format of the input [default: from the extension; lines for standard input]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) input_format: Option<InputFormatArg>,
+
+    /// Column (or JSON key) that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub(crate) column: String,
+
+    /// File to write; `-` is standard output
+    #[arg(short, long, value_name = "PATH", default_value = "-")]
+    pub(crate) output: PathBuf,
+
+    /// Format of the output [default: from the extension; jsonl for standard output]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) output_format: Option<OutputFormatArg>,
+
+    /// Name of the vector's column or key [default: vector; embedding in jsonl]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vector_column: Option<String>,
+
+    /// `skip` keeps a bad row with a null vector and an `error` column; `fail` stops at it
+    #[arg(long, value_enum, default_value_t = OnErrorArg::Fail)]
+    pub(crate) on_error: OnErrorArg,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Describe this model too
+    #[arg(short, long, env = "FLETCHER_MODEL")]
+    pub(crate) model: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Texts with their vectors: JSONL, Parquet or Arrow with `text` and `embedding` or `vector`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) reference: PathBuf,
+
+    /// Greatest absolute difference that passes
+    #[arg(long, value_name = "X", default_value_t = 1e-5)]
+    pub(crate) tolerance: f64,
+
+    /// Least cosine that passes
+    #[arg(long, value_name = "X", default_value_t = 0.999_999)]
+    pub(crate) min_cosine: f64,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// The fastest device present
+    Auto,
+    /// The CPU kernels
+    Cpu,
+    /// The slow definition in f64, for comparisons
+    Reference,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// The device's best that needs no change of quality: f32
+    Auto,
+    /// Single precision
+    F32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PoolingArg {
+    /// As the model folder says
+    Auto,
+    /// The mean over tokens
+    Mean,
+    /// The first token
+    Cls,
+    /// The last token
+    Last,
+    /// The maximum over tokens
+    Max,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverlongArg {
+    /// Cut to the model's maximum
+    Truncate,
+    /// Treat the row as an error
+    Error,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnErrorArg {
+    /// Stop with a message that names the row
+    Fail,
+    /// Keep the row, with a null vector and a message
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputFormatArg {
+    /// One text a line
+    Lines,
+    /// One JSON object a line
+    Jsonl,
+    /// Comma-separated, with a header
+    Csv,
+    /// Tab-separated, with a header
+    Tsv,
+    /// Apache Parquet
+    Parquet,
+    /// Arrow IPC, file or stream
+    Arrow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormatArg {
+    /// One JSON object a line
+    Jsonl,
+    /// Arrow IPC file
+    Arrow,
+    /// Arrow IPC stream
+    Arrows,
+    /// Apache Parquet
+    Parquet,
+    /// The vectors alone, as NumPy reads them
+    Npy,
+}
+
+impl From<OutputFormatArg> for SinkFormat {
+    fn from(format: OutputFormatArg) -> Self {
+        match format {
+            OutputFormatArg::Jsonl => SinkFormat::Jsonl,
+            OutputFormatArg::Arrow => SinkFormat::Arrow,
+            OutputFormatArg::Arrows => SinkFormat::ArrowStream,
+            OutputFormatArg::Parquet => SinkFormat::Parquet,
+            OutputFormatArg::Npy => SinkFormat::Npy,
+        }
+    }
+}
+
+impl From<InputFormatArg> for SourceFormat {
+    fn from(format: InputFormatArg) -> Self {
+        match format {
+            InputFormatArg::Lines => SourceFormat::Lines,
+            InputFormatArg::Jsonl => SourceFormat::Jsonl,
+            InputFormatArg::Csv => SourceFormat::Csv,
+            InputFormatArg::Tsv => SourceFormat::Tsv,
+            InputFormatArg::Parquet => SourceFormat::Parquet,
+            InputFormatArg::Arrow => SourceFormat::Arrow,
+        }
+    }
+}
+
+fn at_least_one(value: &str) -> Result<usize, String> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number from 1".to_owned()),
+    }
+}

@@ -1,0 +1,297 @@
+//! `fletcher embed`: rows in, the same rows with vectors out.
+//!
+//! Three stages run at once, joined by short queues so that memory stays bounded: a thread reads
+//! chunks, this one embeds them with the engine's workers, and a thread writes. Order is that of
+//! the queues. The stop signal is looked at between chunks; a sink dropped before it is finished
+//! leaves nothing at the output path.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fletcher_core::embedder::{EmbedOptions, Embedder};
+use fletcher_io::{
+    Chunk, ChunkLimits, OnError, Sink, SinkError, SinkFormat, SinkOptions, SinkTarget, Source,
+    SourceError, SourceFormat, SourceInput, SourceOptions, VectorsView,
+};
+
+use crate::args::{EmbedArgs, OnErrorArg};
+use crate::config::{self, ModelConfig};
+use crate::failure::Failure;
+use crate::model;
+use crate::progress::EmbedBar;
+
+/// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
+const QUEUE: usize = 2;
+/// How often a stage that waits looks at the stop signal.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
+    let stop = stop_signal()?;
+    let config = ModelConfig::resolve(&args.model);
+    let options = config::embed_options(&args.text);
+    let on_error = match args.on_error {
+        OnErrorArg::Fail => OnError::Fail,
+        OnErrorArg::Skip => OnError::Skip,
+    };
+    // The input is opened first: a mistyped path should not wait for a model to load.
+    let source = open_source(&args, on_error)?;
+    let embedder = model::load(&config)?;
+    tell_choice(&config, &embedder);
+    let sink = create_sink(&args, on_error, source.as_ref(), &embedder)?;
+    let total = source.total_rows().or(source.total_bytes());
+    let mut bar = EmbedBar::new(total);
+
+    let by_rows = source.total_rows().is_some();
+    let (chunks, reader) = spawn_reader(source);
+    let (done, writer) = spawn_writer(sink);
+    let stages = Stages { embedder: &embedder, options: &options, on_error, stop: &stop };
+    let result = stages.drive(&chunks, done, |progress| {
+        let position = if by_rows { progress.rows_done } else { progress.bytes_read };
+        bar.advance(position, progress.rows, progress.tokens);
+    });
+    bar.finish();
+    // Receivers go first, so that a reader that waits to send gives up.
+    drop(chunks);
+    match result {
+        Ok(()) => {
+            join(reader)?;
+            Ok(join(writer)??)
+        }
+        // The writer's own failure is the cause when it has gone away; it also removes the
+        // unfinished output, which must not outlive this process.
+        Err(failure) => match join(writer)? {
+            Err(error) if matches!(failure, Failure::ClosedPipe) => Err(error.into()),
+            _ => Err(failure),
+        },
+    }
+}
+
+/// What to do with each chunk between reader and writer.
+struct Stages<'a> {
+    embedder: &'a Embedder,
+    options: &'a EmbedOptions,
+    on_error: OnError,
+    stop: &'a AtomicUsize,
+}
+
+/// A chunk with its vectors, on the way to the writer. `None` ends the output well.
+type Finished = Option<(Chunk, Vectors)>;
+
+struct Vectors {
+    dim: usize,
+    values: Vec<f32>,
+    errors: Vec<Option<String>>,
+}
+
+/// One chunk's share of the work done.
+struct Progress {
+    rows: u64,
+    tokens: u64,
+    rows_done: u64,
+    bytes_read: u64,
+}
+
+impl Stages<'_> {
+    /// Embeds chunk after chunk until the source ends, a stage fails or the user stops it.
+    fn drive(
+        &self,
+        chunks: &Receiver<Result<Read, SourceError>>,
+        done: SyncSender<Finished>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(), Failure> {
+        let mut rows_done = 0;
+        while let Some(read) = self.next(chunks)? {
+            let rows = read.chunk.len() as u64;
+            let (vectors, tokens) = self.embed(&read.chunk)?;
+            rows_done += rows;
+            // The writer has gone away only if it failed; it tells why when it is joined.
+            let sent = done.send(Some((read.chunk, vectors)));
+            sent.map_err(|_| Failure::ClosedPipe)?;
+            progress(Progress { rows, tokens, rows_done, bytes_read: read.bytes_read });
+        }
+        done.send(None).map_err(|_| Failure::ClosedPipe)
+    }
+
+    fn next(
+        &self,
+        chunks: &Receiver<Result<Read, SourceError>>,
+    ) -> Result<Option<Read>, Failure> {
+        loop {
+            match self.stop.load(Ordering::Relaxed) {
+                0 => {}
+                signal => return Err(Failure::Interrupted { signal: signal as i32 }),
+            }
+            match chunks.recv_timeout(STOP_POLL) {
+                Ok(read) => return Ok(Some(read?)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
+        }
+    }
+
+    /// Vectors for a chunk's rows, in place, and the number of tokens that took.
+    fn embed(&self, chunk: &Chunk) -> Result<(Vectors, u64), Failure> {
+        let good: Vec<usize> =
+            (0..chunk.len()).filter(|&row| chunk.texts[row].is_ok()).collect();
+        let texts: Vec<&str> =
+            chunk.texts.iter().filter_map(|text| text.as_deref().ok()).collect();
+        let embeddings = self.embedder.embed(&texts, self.options)?;
+        let dim = embeddings.dim;
+        let mut errors: Vec<Option<String>> = vec![None; chunk.len()];
+        let mut tokens = 0;
+        for (result, &row) in embeddings.rows.iter().zip(&good) {
+            match result {
+                Ok(embedding) => tokens += embedding.tokens as u64,
+                Err(error) if self.on_error == OnError::Fail => {
+                    let number = chunk.first_row + row as u64 + 1;
+                    return Err(Failure::Input {
+                        message: format!("row {number}: {error}"),
+                        hint: Some("--on-error skip keeps such rows without a vector".into()),
+                    });
+                }
+                Err(error) => errors[row] = Some(error.to_string()),
+            }
+        }
+        let values = match good.len() == chunk.len() {
+            true => embeddings.values,
+            false => {
+                let mut values = vec![0.0; chunk.len() * dim];
+                for (vector, &row) in embeddings.values.chunks_exact(dim).zip(&good) {
+                    values[row * dim..(row + 1) * dim].copy_from_slice(vector);
+                }
+                values
+            }
+        };
+        Ok((Vectors { dim, values, errors }, tokens))
+    }
+}
+
+/// A chunk as the reader hands it over.
+struct Read {
+    chunk: Chunk,
+    bytes_read: u64,
+}
+
+type Chunks = Receiver<Result<Read, SourceError>>;
+
+fn spawn_reader(mut source: Box<dyn Source>) -> (Chunks, JoinHandle<()>) {
+    let (sender, receiver) = sync_channel(QUEUE);
+    let thread = std::thread::spawn(move || {
+        while let Some(next) = source.next_chunk().transpose() {
+            let bytes_read = source.bytes_read();
+            let failed = next.is_err();
+            // Sending fails when the run was stopped; reading on would serve nobody.
+            if sender.send(next.map(|chunk| Read { chunk, bytes_read })).is_err() || failed {
+                return;
+            }
+        }
+    });
+    (receiver, thread)
+}
+
+type Writer = JoinHandle<Result<(), SinkError>>;
+
+fn spawn_writer(mut sink: Box<dyn Sink>) -> (SyncSender<Finished>, Writer) {
+    let (sender, receiver) = sync_channel::<Finished>(QUEUE);
+    let thread = std::thread::spawn(move || {
+        while let Ok(finished) = receiver.recv() {
+            let Some((chunk, vectors)) = finished else { return sink.finish() };
+            let Vectors { dim, values, errors } = &vectors;
+            sink.write(&chunk, VectorsView { dim: *dim, values, errors })?;
+        }
+        // The sender is gone without the end mark: the run was abandoned, and so is the output.
+        Ok(())
+    });
+    (sender, thread)
+}
+
+fn join<R>(thread: JoinHandle<R>) -> Result<R, Failure> {
+    thread.join().map_err(|_| Failure::work("a stage panicked; this is a bug in Fletcher"))
+}
+
+/// Set to the number of the signal that asked us to stop; a second one stops at once.
+fn stop_signal() -> Result<Arc<AtomicUsize>, Failure> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_usize(signal, stop.clone(), signal as usize)
+            .map_err(|e| Failure::work(format!("cannot watch for signal {signal}: {e}")))?;
+    }
+    Ok(stop)
+}
+
+fn open_source(args: &EmbedArgs, on_error: OnError) -> Result<Box<dyn Source>, Failure> {
+    let format = args.input_format.map(SourceFormat::from);
+    let input = match (&args.input, args.texts.is_empty()) {
+        (Some(path), _) if path != Path::new("-") => SourceInput::Path(path.clone()),
+        (None, false) => SourceInput::Texts(args.texts.clone()),
+        _ if format.is_none() && std::io::stdin().is_terminal() => {
+            return Err(Failure::Input {
+                message: "no texts given".into(),
+                hint: Some("fletcher embed \"a text\", or -i FILE, or pipe lines in".into()),
+            });
+        }
+        _ => SourceInput::Stdin,
+    };
+    let text_column = args.column.clone();
+    let limits = ChunkLimits::default();
+    Ok(fletcher_io::open_source(SourceOptions { input, format, text_column, on_error, limits })?)
+}
+
+fn create_sink(
+    args: &EmbedArgs,
+    on_error: OnError,
+    source: &dyn Source,
+    embedder: &Embedder,
+) -> Result<Box<dyn Sink>, Failure> {
+    let target = match args.output == Path::new("-") {
+        true => SinkTarget::Stdout,
+        false => SinkTarget::Path(args.output.clone()),
+    };
+    let format = args.output_format.map(SinkFormat::from);
+    let model = embedder.model();
+    let mut metadata = std::collections::BTreeMap::from([
+        ("fletcher.model".to_owned(), model.name().to_owned()),
+        ("fletcher.dim".to_owned(), embedder.dim().to_string()),
+        ("fletcher.normalized".to_owned(), model.head().normalized().to_string()),
+    ]);
+    // The fingerprint reads every weight, so it is taken only where there is a place for it.
+    let columnar = match (format, &target) {
+        (Some(format), _) => !matches!(format, SinkFormat::Jsonl | SinkFormat::Npy),
+        (None, SinkTarget::Stdout) => false,
+        (None, SinkTarget::Path(path)) => !matches!(
+            SinkFormat::from_path(path),
+            Ok(SinkFormat::Jsonl | SinkFormat::Npy) | Err(_)
+        ),
+    };
+    if columnar {
+        metadata.insert("fletcher.fingerprint".to_owned(), model.fingerprint().to_owned());
+    }
+    let options = SinkOptions {
+        target,
+        format,
+        dim: embedder.dim(),
+        vector_column: args.vector_column.clone(),
+        on_error,
+        metadata,
+        input: args.input.clone().filter(|path: &PathBuf| path != Path::new("-")),
+    };
+    Ok(fletcher_io::create_sink(options, source.schema())?)
+}
+
+/// Says what `auto` chose, to a person only.
+#[expect(clippy::print_stderr, reason = "told to the person at standard error")]
+fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
+    if config.model == model::DEFAULT {
+        eprintln!("{}", model::EMBEDDED_NOTICE);
+    }
+    if config::is_interactive() {
+        let device = fletcher_backend::registry::resolve(config.device);
+        eprintln!("{} on {device}, {} threads", embedder.model().name(), embedder.threads());
+    }
+}

@@ -1,0 +1,5 @@
+//! One file per command: it wires the crates together and decides nothing else.
+
+pub(crate) mod embed;
+pub(crate) mod info;
+pub(crate) mod verify;

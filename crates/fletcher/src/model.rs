@@ -1,0 +1,85 @@
+//! Opening the model that the user named: from the binary, a folder, or the hub.
+
+use bytes::Bytes;
+use fletcher_backend::registry;
+use fletcher_core::ModelError;
+use fletcher_core::embedder::Embedder;
+use fletcher_core::model::{Model, ModelFiles};
+use fletcher_core::weights::WeightFile;
+
+use crate::config::ModelConfig;
+use crate::failure::Failure;
+use crate::progress::DownloadBar;
+
+/// The name of the model inside the binary.
+pub(crate) const DEFAULT: &str = "default";
+
+/// Reads the model's files; no device is involved yet.
+pub(crate) fn open(config: &ModelConfig) -> Result<Model, Failure> {
+    if config.model == DEFAULT {
+        return Ok(Model::open(&Embedded, config.head)?);
+    }
+    let folder = fletcher_hub::resolve(&config.model, &config.hub, &DownloadBar::new())?;
+    let model = Model::open(&folder, config.head);
+    // An option that the model cannot follow is told as such, anything else with the model's name.
+    Ok(model.map_err(|error| match Failure::from(error) {
+        Failure::Input { message, hint } => {
+            Failure::Input { message: format!("{}: {message}", config.model), hint }
+        }
+        other => other,
+    })?)
+}
+
+/// Opens the model and loads it on the device.
+pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
+    let model = open(config)?;
+    Ok(registry::open(config.device, model, config.embedder)?)
+}
+
+/// The model inside the binary.
+struct Embedded;
+
+macro_rules! embedded_file {
+    ($path:literal) => {
+        ($path, include_bytes!(concat!("../../../tests/golden/bert/", $path)) as &[u8])
+    };
+}
+
+/// A tiny checkpoint with random weights: it proves the path and means nothing, and stays only
+/// until a trained model takes its place.
+const EMBEDDED_FILES: &[(&str, &[u8])] = &[
+    embedded_file!("1_Pooling/config.json"),
+    embedded_file!("config.json"),
+    embedded_file!("config_sentence_transformers.json"),
+    embedded_file!("modules.json"),
+    embedded_file!("sentence_bert_config.json"),
+    embedded_file!("tokenizer.json"),
+    embedded_file!("tokenizer_config.json"),
+    embedded_file!("model.safetensors"),
+];
+
+/// Said whenever the embedded model is used, as long as it is not a trained one.
+pub(crate) const EMBEDDED_NOTICE: &str = "note: the model inside this build is the golden test \
+    checkpoint `bert` with random weights; its vectors mean nothing. Use -m for a real model.";
+
+impl ModelFiles for Embedded {
+    fn name(&self) -> &str {
+        DEFAULT
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Bytes>, ModelError> {
+        let file = EMBEDDED_FILES.iter().find(|(name, _)| *name == path);
+        Ok(file.map(|(_, bytes)| Bytes::from_static(bytes)))
+    }
+
+    fn weights(&self, folder: &str) -> Result<Vec<WeightFile>, ModelError> {
+        let name = match folder {
+            "" => "model.safetensors".to_owned(),
+            folder => format!("{folder}/model.safetensors"),
+        };
+        match self.read(&name)? {
+            Some(bytes) => Ok(vec![WeightFile { name, bytes }]),
+            None => Err(ModelError::MissingFile { file: name }),
+        }
+    }
+}
