@@ -14,6 +14,8 @@
 
 mod definition;
 mod punctuation;
+mod screen;
+mod vocab_txt;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -103,7 +105,7 @@ pub enum TextError {
         /// The first 40 characters of the piece.
         token: String,
         /// Its id.
-        id: u32,
+        id: u64,
     },
     /// The tokenizer can give ids that the embedding table does not have.
     #[error("the tokenizer gives ids up to {largest_id}, but the model embeds only {rows} tokens")]

@@ -2,8 +2,7 @@
 //! crate reads.
 //!
 //! A checkpoint's tokenizer is `tokenizer.json` *plus* what Python's loaders take from the files
-//! beside it; ids agree with Python only if both are honoured. And the file is untrusted: ids and
-//! pieces that would make the reader allocate by the number written there are refused here.
+//! beside it; ids agree with Python only if both are honoured.
 //!
 //! The vocabulary stays the text it is in the file. Unigram scores decide between segmentations by
 //! their last bit, and reading and printing a number is not guaranteed to keep that bit.
@@ -15,18 +14,12 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::punctuation::StandIns;
+use super::screen::{ID_LIMIT, PIECE_LIMIT, find_fault};
+use super::vocab_txt::{self, VOCAB_TXT, bert_settings};
 use super::{TextError, TextFiles};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const VOCAB_TXT: &str = "vocab.txt";
-
-/// Ids at or above this are refused: the reader keeps tables as long as the largest id. The
-/// largest published vocabulary (XLM-V) has 901,629 pieces.
-const ID_LIMIT: u32 = 1 << 21;
-
-/// Longest piece in bytes; the reader stores lengths in 16 bits.
-const PIECE_LIMIT: usize = u16::MAX as usize;
 
 /// Keys of `tokenizer_config.json` whose value is a special token.
 const ROLES: [&str; 7] =
@@ -151,14 +144,6 @@ impl<'a> Step<'a> {
 /// An object whose values are still text.
 type Verbatim = BTreeMap<String, Box<RawValue>>;
 
-/// The two shapes of a vocabulary: ids by piece, or pieces in order with their scores.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Vocabulary {
-    Ids(HashMap<String, u32>),
-    Scores(Vec<(String, f64)>),
-}
-
 impl Source {
     fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
         let file = TOKENIZER_JSON;
@@ -172,92 +157,34 @@ impl Source {
         Self { file, root, vocab, ids: HashMap::new() }.with_ids()
     }
 
-    /// BERT's tokenizer from its list of pieces, one a line, as Python builds it.
     fn from_vocab_txt(bytes: &[u8], config: &Map<String, Value>) -> Result<Self, TextError> {
-        let file = VOCAB_TXT;
-        let text = std::str::from_utf8(bytes).map_err(|error| malformed(file, error))?;
-        let vocab: Map<String, Value> = text
-            .lines()
-            .zip(0u32..)
-            .map(|(line, id)| (line.trim_end().to_owned(), id.into()))
-            .collect();
-        let role = |key: &str, usual: &str| {
-            let token = config.get(key).and_then(token_content).unwrap_or(usual);
-            match vocab.get(token) {
-                Some(id) => Ok((token.to_owned(), id.clone())),
-                None => Err(TextError::MissingSpecialToken { file, token: token.to_owned() }),
-            }
-        };
-        let (cls, cls_id) = role("cls_token", "[CLS]")?;
-        let (sep, sep_id) = role("sep_token", "[SEP]")?;
-        let (unk, unk_id) = role("unk_token", "[UNK]")?;
-        let specials = [role("pad_token", "[PAD]"), role("mask_token", "[MASK]")];
-        let specials = specials.into_iter().flatten();
-        let specials = specials.chain([(unk.clone(), unk_id)]);
-        let specials =
-            specials.chain([(cls.clone(), cls_id.clone()), (sep.clone(), sep_id.clone())]);
-        let added: Vec<Value> =
-            specials.map(|(token, id)| special_token(&json!(token), id)).collect();
-        let root = [
-            ("added_tokens", json!(added)),
-            (
-                "normalizer",
-                json!({
-                    "type": "BertNormalizer",
-                    "clean_text": true,
-                    "handle_chinese_chars": flag(config, "tokenize_chinese_chars").unwrap_or(true),
-                    "strip_accents": flag(config, "strip_accents"),
-                    "lowercase": flag(config, "do_lower_case").unwrap_or(true),
-                }),
-            ),
-            ("pre_tokenizer", json!({"type": "BertPreTokenizer"})),
-            (
-                "post_processor",
-                json!({
-                    "type": "BertProcessing",
-                    "cls": [cls, cls_id],
-                    "sep": [sep, sep_id],
-                }),
-            ),
-            ("decoder", json!({"type": "WordPiece", "prefix": "##", "cleanup": true})),
-            (
-                "model",
-                json!({
-                    "type": "WordPiece",
-                    "unk_token": unk,
-                    "continuing_subword_prefix": "##",
-                    "max_input_chars_per_word": 100,
-                }),
-            ),
-        ];
-        let root = root.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-        let vocab = print(file, &vocab)?;
-        Self { file, root, vocab, ids: HashMap::new() }.with_ids()
+        let pieces = vocab_txt::pieces(bytes)?;
+        let root = vocab_txt::pipeline(&pieces, config)?;
+        let vocab = print(VOCAB_TXT, &pieces)?;
+        Self { file: VOCAB_TXT, root, vocab, ids: HashMap::new() }.with_ids()
     }
 
     /// Numbers the pieces and the added tokens as the reader will, and refuses absurd ones.
     fn with_ids(mut self) -> Result<Self, TextError> {
-        let vocabulary: Vocabulary =
-            parse(self.file, self.vocab.get().as_bytes()).map_err(|_| {
-                malformed(self.file, "`model.vocab` is neither ids nor scores by piece")
-            })?;
-        self.ids = match vocabulary {
-            Vocabulary::Ids(ids) => ids,
-            Vocabulary::Scores(pieces) => {
-                pieces.into_iter().zip(0u32..).map(|((piece, _), id)| (piece, id)).collect()
+        let vocab = self.vocab.get().as_bytes();
+        let ids: HashMap<String, u64> = match vocab.starts_with(b"[") {
+            // Unigram: pieces in order, with their scores.
+            true => {
+                let pieces: Vec<(String, f64)> = parse(self.file, vocab)?;
+                pieces.into_iter().zip(0..).map(|((piece, _), id)| (piece, id)).collect()
             }
+            false => parse(self.file, vocab)?,
         };
-        let absurd = |piece: &str, id: u32| TextError::AbsurdToken {
+        let absurd = |piece: &str, id: u64| TextError::AbsurdToken {
             file: self.file,
             token: piece.chars().take(40).collect(),
             id,
         };
-        for (piece, &id) in &self.ids {
-            if id >= ID_LIMIT || piece.len() > PIECE_LIMIT {
-                return Err(absurd(piece, id));
-            }
+        let is_absurd = |piece: &str, id: u64| id >= ID_LIMIT || piece.len() > PIECE_LIMIT;
+        let worst = ids.iter().filter(|&(piece, &id)| is_absurd(piece, id));
+        if let Some((piece, &id)) = worst.max_by_key(|&(piece, id)| (id, piece)) {
+            return Err(absurd(piece, id));
         }
-        let mut next = self.ids.len() as u32;
         let mut added: Vec<(u64, String)> = Vec::new();
         for token in self.added_tokens() {
             let id = token.get("id").and_then(Value::as_u64).unwrap_or(0);
@@ -265,13 +192,15 @@ impl Source {
         }
         // The reader gives added tokens their pieces' ids, or else the next free one, in this order.
         added.sort_by_key(|&(id, _)| id);
+        let mut next = ids.len() as u64;
+        self.ids = ids.into_iter().map(|(piece, id)| (piece, id as u32)).collect();
         for (_, token) in added {
-            if token.len() > PIECE_LIMIT || next >= ID_LIMIT {
+            if is_absurd(&token, next) {
                 return Err(absurd(&token, next));
             }
             self.ids.entry(token).or_insert_with(|| {
                 next += 1;
-                next - 1
+                next as u32 - 1
             });
         }
         Ok(self)
@@ -285,13 +214,15 @@ impl Source {
     /// where even a key that is not there means its default. Without the file the class is unknown,
     /// and `tokenizer.json` stands.
     fn apply_bert_settings(&mut self, config: &Map<String, Value>) {
-        let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
+        let class =
+            config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
         if config.is_empty() || !BERT_CLASSES.contains(&class) {
             return;
         }
         let normalizer = self.root.get_mut("normalizer").and_then(Value::as_object_mut);
-        let is_bert =
-            |n: &&mut Map<String, Value>| n.get("type").and_then(Value::as_str) == Some("BertNormalizer");
+        let is_bert = |n: &&mut Map<String, Value>| {
+            n.get("type").and_then(Value::as_str) == Some("BertNormalizer")
+        };
         if let Some(normalizer) = normalizer.filter(is_bert) {
             normalizer.extend(bert_settings(config));
         }
@@ -388,6 +319,9 @@ impl Source {
             file: self.file,
             message: error.to_string(),
         })?;
+        if let Some(fault) = root.as_object().and_then(find_fault) {
+            return Err(malformed(self.file, fault));
+        }
         let model = root.get_mut("model").map(Value::take).unwrap_or_default();
         let mut model = verbatim(self.file, model)?;
         model.insert("vocab".to_owned(), self.vocab);
@@ -416,12 +350,12 @@ fn print<T: Serialize>(file: &'static str, value: &T) -> Result<Box<RawValue>, T
 }
 
 /// The text of a token, which is written as a string or as an object with flags.
-fn token_content(token: &Value) -> Option<&str> {
+pub(super) fn token_content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 /// An added token from its text, or from an object whose flags it keeps.
-fn special_token(token: &Value, id: Value) -> Value {
+pub(super) fn special_token(token: &Value, id: Value) -> Value {
     let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
     json!({
         "id": id,
@@ -434,7 +368,7 @@ fn special_token(token: &Value, id: Value) -> Value {
     })
 }
 
-fn flag(config: &Map<String, Value>, key: &str) -> Option<bool> {
+pub(super) fn flag(config: &Map<String, Value>, key: &str) -> Option<bool> {
     config.get(key).and_then(Value::as_bool)
 }
 
@@ -442,6 +376,6 @@ fn parse<'a, T: Deserialize<'a>>(file: &'static str, bytes: &'a [u8]) -> Result<
     serde_json::from_slice(bytes).map_err(|error| malformed(file, error))
 }
 
-fn malformed(file: &'static str, message: impl ToString) -> TextError {
+pub(super) fn malformed(file: &'static str, message: impl ToString) -> TextError {
     TextError::Malformed { file, message: message.to_string() }
 }
