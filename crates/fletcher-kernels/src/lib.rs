@@ -9,12 +9,16 @@
 //! the inner dimension run in one order per instruction set whatever the tile's height, and tails
 //! of vectors are masked instead of taking another path.
 
+mod buffer;
 mod dispatch;
 mod isa;
 mod ops;
 
+pub use buffer::{AlignedBuffer, row_stride};
 pub use dispatch::Kernels;
 pub use isa::Isa;
 pub use ops::activation::Activation;
-pub use ops::attention::{Attention, attention_scratch};
-pub use ops::gemm::{Epilogue, Linear, LinearShape};
+pub use ops::attention::{Attention, AttentionBias, AttentionShape};
+pub use ops::gemm::{Epilogue, Gemm, Linear, LinearShape};
+pub use ops::norm::{Norm, NormKind};
+pub use ops::rotary::{Rotary, RotaryPairs};

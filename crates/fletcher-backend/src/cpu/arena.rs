@@ -1,8 +1,8 @@
 //! One worker's activations: every slot and all scratch, allocated once.
 
-use fletcher_core::backend::Slot;
+use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::spec::EncoderSpec;
-use fletcher_kernels::attention_scratch;
+use fletcher_kernels::{AlignedBuffer, AttentionShape, Kernels, row_stride};
 
 /// The activation slots of one worker.
 #[derive(Debug)]
@@ -11,61 +11,102 @@ pub struct Arena {
     /// Tokens of the current batch.
     pub(super) tokens: usize,
     /// In the order of [`Slot`].
-    slots: [Vec<f32>; 5],
+    slots: [AlignedBuffer; 5],
     /// For attention.
-    pub(super) scratch: Vec<f32>,
+    scratch: AlignedBuffer,
     /// One row of an embedding table, widened.
     pub(super) row: Vec<f32>,
+}
+
+/// A slot's rows to read, and how far apart they are.
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// A slot's rows to write, and how far apart they are.
+pub(super) struct RowsMut<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) stride: usize,
 }
 
 impl Arena {
     /// Allocates for `max_tokens` tokens, of which one sequence may hold all. The pages are
     /// touched, and so become resident, only as batches need them.
-    pub(super) fn new(spec: &EncoderSpec, max_tokens: usize) -> Self {
-        let slot = |slot| vec![0.0; max_tokens * width(spec, slot)];
-        let slots = [Slot::Hidden, Slot::Normed, Slot::Qkv, Slot::Context, Slot::Inner].map(slot);
-        Self {
+    pub(super) fn new(
+        kernels: &Kernels,
+        spec: &EncoderSpec,
+        max_tokens: usize,
+    ) -> Result<Self, BackendError> {
+        let slot = |slot| buffer(max_tokens.saturating_mul(stride(spec, slot)));
+        Ok(Self {
             spec: spec.clone(),
             tokens: 0,
-            slots,
-            scratch: vec![0.0; attention_scratch(max_tokens, spec.head_dim)],
+            slots: [
+                slot(Slot::Hidden)?,
+                slot(Slot::Normed)?,
+                slot(Slot::Qkv)?,
+                slot(Slot::Context)?,
+                slot(Slot::Inner)?,
+            ],
+            scratch: buffer(kernels.attention_scratch(attention_shape(spec), max_tokens))?,
             row: vec![0.0; spec.hidden],
-        }
+        })
     }
 
     /// The current batch's rows of a slot.
-    pub(super) fn slot(&mut self, slot: Slot) -> &mut [f32] {
-        let length = self.tokens * width(&self.spec, slot);
-        &mut self.slots[slot as usize][..length]
+    pub(super) fn slot(&mut self, slot: Slot) -> RowsMut<'_> {
+        let stride = stride(&self.spec, slot);
+        RowsMut { data: &mut self.slots[slot as usize][..self.tokens * stride], stride }
     }
 
     /// Two different slots, the first to read and the second to write.
-    pub(super) fn pair(&mut self, input: Slot, output: Slot) -> (&[f32], &mut [f32]) {
-        assert_ne!(input, output, "a linear layer cannot work in place");
-        let (from, to) =
-            (self.tokens * width(&self.spec, input), self.tokens * width(&self.spec, output));
+    pub(super) fn pair(&mut self, input: Slot, output: Slot) -> (Rows<'_>, RowsMut<'_>) {
+        assert_ne!(input, output, "one slot cannot be read and written");
+        let (from, to) = (stride(&self.spec, input), stride(&self.spec, output));
         let (input, output) = (input as usize, output as usize);
         let (low, high) = self.slots.split_at_mut(input.max(output));
-        match input < output {
-            true => (&low[input][..from], &mut high[0][..to]),
-            false => (&high[0][..from], &mut low[output][..to]),
-        }
+        let (read, write) = match input < output {
+            true => (&low[input], &mut high[0]),
+            false => (&high[0], &mut low[output]),
+        };
+        (
+            Rows { data: &read[..self.tokens * from], stride: from },
+            RowsMut { data: &mut write[..self.tokens * to], stride: to },
+        )
     }
 
     /// Queries, keys and values; the context to write; and scratch.
-    pub(super) fn attention(&mut self) -> (&[f32], &mut [f32], &mut [f32]) {
-        let qkv = self.tokens * width(&self.spec, Slot::Qkv);
-        let context = self.tokens * width(&self.spec, Slot::Context);
+    pub(super) fn attention(&mut self) -> (Rows<'_>, RowsMut<'_>, &mut [f32]) {
+        let (qkv, context) = (stride(&self.spec, Slot::Qkv), stride(&self.spec, Slot::Context));
         let (low, high) = self.slots.split_at_mut(Slot::Context as usize);
-        (&low[Slot::Qkv as usize][..qkv], &mut high[0][..context], &mut self.scratch)
+        (
+            Rows { data: &low[Slot::Qkv as usize][..self.tokens * qkv], stride: qkv },
+            RowsMut { data: &mut high[0][..self.tokens * context], stride: context },
+            &mut self.scratch,
+        )
     }
 }
 
-fn width(spec: &EncoderSpec, slot: Slot) -> usize {
-    match slot {
+fn buffer(elements: usize) -> Result<AlignedBuffer, BackendError> {
+    AlignedBuffer::try_new(elements).ok_or_else(|| BackendError::OutOfMemory {
+        device: "cpu".into(),
+        what: "a worker's activations",
+        needed_bytes: elements.saturating_mul(size_of::<f32>()),
+    })
+}
+
+/// How the kernels see a row of [`Slot::Qkv`].
+pub(super) fn attention_shape(spec: &EncoderSpec) -> AttentionShape {
+    AttentionShape { heads: spec.heads, kv_heads: spec.heads, head_dim: spec.head_dim }
+}
+
+/// Elements from one row of a slot to the next.
+fn stride(spec: &EncoderSpec, slot: Slot) -> usize {
+    row_stride(match slot {
         Slot::Hidden | Slot::Normed => spec.hidden,
         Slot::Qkv => spec.qkv_width(),
         Slot::Context => spec.context_width(),
         Slot::Inner => spec.intermediate,
-    }
+    })
 }

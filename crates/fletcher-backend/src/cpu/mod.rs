@@ -48,7 +48,7 @@ impl Cpu {
 pub struct Rotary {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
+    head_dim: usize,
 }
 
 /// A LayerNorm's parameters.
@@ -59,9 +59,9 @@ pub struct Norm {
     eps: f32,
 }
 
-/// Bias by head and distance, with the index of distance 0.
+/// Bias by head and distance: see [`fletcher_kernels::AttentionBias::Relative`].
 #[derive(Debug)]
 pub struct RelativeBias {
     by_distance: Vec<Vec<f32>>,
-    zero: usize,
+    positions: usize,
 }

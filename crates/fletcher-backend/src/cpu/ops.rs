@@ -9,7 +9,8 @@ use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
 use fletcher_core::weights::Tensor;
 use fletcher_kernels as kernels;
 
-use super::{Arena, Cpu, Norm, RelativeBias, Rotary};
+use super::arena::{Arena, attention_shape};
+use super::{Cpu, Norm, RelativeBias, Rotary};
 
 /// Bytes of activations that a block may have: most of a common L2 cache, with room left for the
 /// weights that stream past.
@@ -64,7 +65,7 @@ impl Backend for Cpu {
         positions: usize,
     ) -> Result<Rotary, BackendError> {
         let (cos, sin) = rotary_table(theta, head_dim, positions).into_iter().unzip();
-        Ok(Rotary { cos, sin, half: head_dim / 2 })
+        Ok(Rotary { cos, sin, head_dim })
     }
 
     fn upload_relative_bias(
@@ -72,11 +73,11 @@ impl Backend for Cpu {
         by_distance: &[Vec<f32>],
         positions: usize,
     ) -> Result<RelativeBias, BackendError> {
-        Ok(RelativeBias { by_distance: by_distance.to_vec(), zero: positions - 1 })
+        Ok(RelativeBias { by_distance: by_distance.to_vec(), positions })
     }
 
     fn plan(&self, spec: &EncoderSpec, max_tokens: usize) -> Result<Arena, BackendError> {
-        Ok(Arena::new(spec, max_tokens))
+        Arena::new(&self.kernels, spec, max_tokens)
     }
 
     fn embed(
@@ -89,13 +90,14 @@ impl Backend for Cpu {
         arena.tokens = batch.tokens();
         let mut row = std::mem::take(&mut arena.row);
         let hidden = arena.slot(Slot::Hidden);
+        let (stride, hidden) = (hidden.stride, hidden.data);
         let mut add = |table: &Tensor, index: usize, out: &mut [f32]| {
             table.read_f32(index * d, &mut row);
             self.kernels.add_scaled(out, &row, 1.0);
         };
         for sequence in batch.sequences() {
             for (position, token) in sequence.enumerate() {
-                let out = &mut hidden[token * d..(token + 1) * d];
+                let out = &mut hidden[token * stride..token * stride + d];
                 embedding.word.read_f32(batch.ids()[token] as usize * d, out);
                 if let Some(table) = &embedding.position {
                     add(table, position + embedding.position_offset, out);
@@ -116,18 +118,41 @@ impl Backend for Cpu {
             Epilogue::Activate(activation) => kernels::Epilogue::Activate(kernel(activation)),
             Epilogue::Gate(activation) => kernels::Epilogue::Gate(kernel(activation)),
         };
+        let rows = arena.tokens;
         let (input, output) = arena.pair(op.input, op.output);
-        self.kernels.linear(op.weight, input, output, epilogue);
+        self.kernels.gemm(kernels::Gemm {
+            linear: op.weight,
+            rows,
+            x: input.data,
+            x_stride: input.stride,
+            y: output.data,
+            y_stride: output.stride,
+            epilogue,
+        });
         Ok(())
     }
 
     fn norm(&self, arena: &mut Arena, op: NormOp<'_, Self>) -> Result<(), BackendError> {
-        if op.input != op.output {
-            let (input, output) = arena.pair(op.input, op.output);
-            output.copy_from_slice(input);
-        }
+        let rows = arena.tokens;
+        let (input, output) = match op.input == op.output {
+            true => (None, arena.slot(op.output)),
+            false => {
+                let (input, output) = arena.pair(op.input, op.output);
+                assert_eq!(input.stride, output.stride, "a norm keeps the width");
+                (Some(input.data), output)
+            }
+        };
         let Norm { scale, bias, eps } = op.norm;
-        self.kernels.layer_norm(arena.slot(op.output), scale, bias.as_deref(), *eps);
+        self.kernels.norm(kernels::Norm {
+            kind: kernels::NormKind::Layer,
+            eps: *eps,
+            scale,
+            bias: bias.as_deref(),
+            rows,
+            input,
+            output: output.data,
+            stride: output.stride,
+        });
         Ok(())
     }
 
@@ -137,17 +162,20 @@ impl Backend for Cpu {
         rotary: &Rotary,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let width = arena.spec.qkv_width();
-        let rows = arena.slot(Slot::Qkv);
+        let heads = 2 * arena.spec.heads;
+        let qkv = arena.slot(Slot::Qkv);
         for sequence in batch.sequences() {
-            for (position, token) in sequence.enumerate() {
-                let angles = position * rotary.half..(position + 1) * rotary.half;
-                let (cos, sin) = (&rotary.cos[angles.clone()], &rotary.sin[angles]);
-                let queries_and_keys = &mut rows[token * width..][..width / 3 * 2];
-                for head in queries_and_keys.chunks_exact_mut(2 * rotary.half) {
-                    self.kernels.rotate(head, cos, sin);
-                }
-            }
+            self.kernels.rotary(kernels::Rotary {
+                pairs: kernels::RotaryPairs::Halves,
+                heads,
+                head_dim: rotary.head_dim,
+                rotary_dim: rotary.head_dim,
+                cos: &rotary.cos,
+                sin: &rotary.sin,
+                rows: sequence.len(),
+                data: &mut qkv.data[sequence.start * qkv.stride..sequence.end * qkv.stride],
+                stride: qkv.stride,
+            });
         }
         Ok(())
     }
@@ -158,17 +186,27 @@ impl Backend for Cpu {
         op: AttentionOp<'_, Self>,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let (heads, head_dim) = (arena.spec.heads, arena.spec.head_dim);
-        let width = heads * head_dim;
+        let shape = attention_shape(&arena.spec);
+        let bias = match op.relative {
+            None => kernels::AttentionBias::None,
+            Some(RelativeBias { by_distance, positions }) => {
+                kernels::AttentionBias::Relative { by_distance, positions: *positions }
+            }
+        };
         let (qkv, context, scratch) = arena.attention();
         for sequence in batch.sequences() {
+            let rows = |stride: usize| sequence.start * stride..sequence.end * stride;
             self.kernels.attention(kernels::Attention {
-                qkv: &qkv[sequence.start * 3 * width..sequence.end * 3 * width],
-                context: &mut context[sequence.start * width..sequence.end * width],
-                heads,
-                head_dim,
+                shape,
+                tokens: sequence.len(),
+                scale: 1.0 / (shape.head_dim as f32).sqrt(),
                 window: op.window,
-                relative: op.relative.map(|bias| (&bias.by_distance[..], bias.zero)),
+                causal: false,
+                bias,
+                qkv: &qkv.data[rows(qkv.stride)],
+                qkv_stride: qkv.stride,
+                context: &mut context.data[rows(context.stride)],
+                context_stride: context.stride,
                 scratch,
             });
         }
@@ -185,7 +223,8 @@ impl Backend for Cpu {
         let d = arena.spec.hidden;
         let hidden = arena.slot(Slot::Hidden);
         for (sequence, out) in batch.sequences().zip(vectors.chunks_exact_mut(d)) {
-            self.pool_one(op, &hidden[sequence.start * d..sequence.end * d], out);
+            let rows = &hidden.data[sequence.start * hidden.stride..sequence.end * hidden.stride];
+            self.pool_one(op, rows, out);
         }
         Ok(())
     }
@@ -196,18 +235,23 @@ impl Backend for Cpu {
         _batch: &PackedBatch,
         hidden: &mut [f32],
     ) -> Result<(), BackendError> {
-        hidden.copy_from_slice(arena.slot(Slot::Hidden));
+        let d = arena.spec.hidden;
+        let slot = arena.slot(Slot::Hidden);
+        for (out, row) in hidden.chunks_exact_mut(d).zip(slot.data.chunks_exact(slot.stride)) {
+            out.copy_from_slice(&row[..d]);
+        }
         Ok(())
     }
 }
 
 impl Cpu {
-    /// Pools one sequence's `tokens x d` states into `out`.
+    /// Pools one sequence's states, rows at the stride of [`Slot::Hidden`], into `out`.
     fn pool_one(&self, op: PoolOp, hidden: &[f32], out: &mut [f32]) {
         let d = out.len();
-        let tokens = hidden.len() / d;
+        let stride = kernels::row_stride(d);
+        let tokens = hidden.len() / stride;
         let first = if op.skip < tokens { op.skip } else { 0 };
-        let rows = || hidden.chunks_exact(d).skip(first);
+        let rows = || hidden.chunks_exact(stride).skip(first).map(|row| &row[..d]);
         let mut weighted = |weight: &dyn Fn(usize) -> f32| {
             out.fill(0.0);
             for (at, row) in rows().enumerate() {
@@ -216,11 +260,13 @@ impl Cpu {
         };
         let count = (tokens - first) as f32;
         match op.mode {
-            Pooling::Cls => out.copy_from_slice(&hidden[first * d..(first + 1) * d]),
-            Pooling::LastToken => out.copy_from_slice(&hidden[(tokens - 1) * d..]),
+            Pooling::Cls => rows().take(1).for_each(|row| out.copy_from_slice(row)),
+            Pooling::LastToken => {
+                rows().skip(tokens - first - 1).for_each(|row| out.copy_from_slice(row))
+            }
             Pooling::Max => {
                 out.fill(f32::NEG_INFINITY);
-                rows().for_each(|row| self.kernels.keep_greatest(out, row));
+                rows().for_each(|row| self.kernels.max(out, row));
             }
             Pooling::Mean => weighted(&|_| 1.0 / count),
             Pooling::MeanSqrtLen => weighted(&|_| 1.0 / count.sqrt()),

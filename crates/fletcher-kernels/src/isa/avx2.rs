@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Lanes;
+use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
@@ -23,8 +24,30 @@ impl Lanes for Avx2 {
     const WIDTH: usize = 8;
     // 12 sums, 2 vectors of the right operand and a broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 6;
-    const TILE_VECTORS: usize = 2;
 
+    #[inline(always)]
+    unsafe fn tile(tile: &Tile) {
+        unsafe { crate::dispatch::avx2::tile(tile) }
+    }
+    #[inline(always)]
+    unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+        // Lane group g of vector r holds row 4 g + r, so that transposing the 4 x 4 blocks in
+        // each group leaves the rows in order.
+        unsafe {
+            let quad = |row: usize| _mm_loadu_ps(from.add(row * stride));
+            let rows =
+                |r: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(quad(r)), quad(r + 4));
+            let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+            let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let ((ab_low, ab_high), (cd_low, cd_high)) = (pair(a, b), pair(c, d));
+            [
+                Self(_mm256_shuffle_ps::<0x44>(ab_low, cd_low)),
+                Self(_mm256_shuffle_ps::<0xee>(ab_low, cd_low)),
+                Self(_mm256_shuffle_ps::<0x44>(ab_high, cd_high)),
+                Self(_mm256_shuffle_ps::<0xee>(ab_high, cd_high)),
+            ]
+        }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Self(_mm256_set1_ps(value)) }

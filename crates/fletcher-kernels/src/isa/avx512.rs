@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Lanes;
+use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
@@ -18,10 +19,36 @@ fn mask(lanes: usize) -> __mmask16 {
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
 impl Lanes for Avx512 {
     const WIDTH: usize = 16;
-    // 24 sums, 4 vectors of the right operand and a broadcast: 29 of 32 registers.
-    const TILE_ROWS: usize = 6;
-    const TILE_VECTORS: usize = 4;
+    // 28 sums, 2 vectors of the right operand and a broadcast: 31 of 32 registers.
+    const TILE_ROWS: usize = 14;
 
+    #[inline(always)]
+    unsafe fn tile(tile: &Tile) {
+        unsafe { crate::dispatch::avx512::tile(tile) }
+    }
+    #[inline(always)]
+    unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+        // Lane group g of vector r holds row 4 g + r, so that transposing the 4 x 4 blocks in
+        // each group leaves the rows in order.
+        unsafe {
+            let quad = |row: usize| _mm_loadu_ps(from.add(row * stride));
+            let rows = |r: usize| {
+                let v = _mm512_castps128_ps512(quad(r));
+                let v = _mm512_insertf32x4::<1>(v, quad(r + 4));
+                let v = _mm512_insertf32x4::<2>(v, quad(r + 8));
+                _mm512_insertf32x4::<3>(v, quad(r + 12))
+            };
+            let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+            let pair = |a, b| (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let ((ab_low, ab_high), (cd_low, cd_high)) = (pair(a, b), pair(c, d));
+            [
+                Self(_mm512_shuffle_ps::<0x44>(ab_low, cd_low)),
+                Self(_mm512_shuffle_ps::<0xee>(ab_low, cd_low)),
+                Self(_mm512_shuffle_ps::<0x44>(ab_high, cd_high)),
+                Self(_mm512_shuffle_ps::<0xee>(ab_high, cd_high)),
+            ]
+        }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Self(_mm512_set1_ps(value)) }

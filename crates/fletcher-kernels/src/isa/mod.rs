@@ -4,6 +4,8 @@
 //! this one implements it for one instruction set. The kernels in `ops/` are written once, over
 //! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
+use crate::ops::tile::Tile;
+
 pub(crate) mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +67,9 @@ impl Isa {
     }
 }
 
+/// Vectors side by side in a register tile and in a packed panel.
+pub(crate) const TILE_VECTORS: usize = 2;
+
 /// A vector of [`Self::WIDTH`] f32 lanes.
 ///
 /// # Safety
@@ -74,13 +79,16 @@ impl Isa {
 pub(crate) trait Lanes: Copy {
     /// Lanes in a vector.
     const WIDTH: usize;
-    /// Register tile of the matrix kernel: rows of the left operand …
+    /// Most rows of the register tile of the matrix kernel; the tile is [`TILE_VECTORS`] vectors
+    /// wide, and its sums, those vectors and one broadcast must fit the register file.
     const TILE_ROWS: usize;
-    /// … and vectors of the right one; with one broadcast they must fit the register file.
-    const TILE_VECTORS: usize;
 
+    /// The matrix kernel, compiled once per instruction set (see `ops/tile.rs`).
+    unsafe fn tile(tile: &Tile);
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
+    /// Columns 0 to 3 of a matrix of `WIDTH` rows that are `stride` elements apart.
+    unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4];
     /// Missing lanes are 0.
     unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
     unsafe fn store(self, to: *mut f32);

@@ -3,6 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::Lanes;
+use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Neon(float32x4_t);
@@ -12,10 +13,23 @@ pub(crate) struct Neon(float32x4_t);
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
 impl Lanes for Neon {
     const WIDTH: usize = 4;
-    // 24 sums, 4 vectors of the right operand and a broadcast: 29 of 32 registers.
-    const TILE_ROWS: usize = 6;
-    const TILE_VECTORS: usize = 4;
+    // 24 sums, 2 vectors of the right operand and broadcasts: 27 of 32 registers.
+    const TILE_ROWS: usize = 12;
 
+    #[inline(always)]
+    unsafe fn tile(tile: &Tile) {
+        unsafe { crate::dispatch::neon::tile(tile) }
+    }
+    #[inline(always)]
+    unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+        unsafe {
+            let row = |r: usize| vld1q_f32(from.add(r * stride));
+            let (ab, cd) = (vtrnq_f32(row(0), row(1)), vtrnq_f32(row(2), row(3)));
+            let low = |a, b| Self(vcombine_f32(vget_low_f32(a), vget_low_f32(b)));
+            let high = |a, b| Self(vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+            [low(ab.0, cd.0), low(ab.1, cd.1), high(ab.0, cd.0), high(ab.1, cd.1)]
+        }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Self(vdupq_n_f32(value)) }

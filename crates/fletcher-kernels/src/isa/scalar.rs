@@ -3,6 +3,7 @@
 //! It has no fused multiply-add, since a software one would be a hundred times slower.
 
 use super::Lanes;
+use crate::ops::tile::Tile;
 
 const WIDTH: usize = 4;
 
@@ -19,8 +20,19 @@ impl Portable {
 impl Lanes for Portable {
     const WIDTH: usize = WIDTH;
     const TILE_ROWS: usize = 4;
-    const TILE_VECTORS: usize = 2;
 
+    #[inline(always)]
+    unsafe fn tile(tile: &Tile) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { crate::dispatch::scalar::tile(tile) }
+    }
+    #[inline(always)]
+    unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+        // SAFETY: the caller guarantees four readable columns in each of WIDTH rows.
+        std::array::from_fn(|column| unsafe {
+            Self(std::array::from_fn(|row| *from.add(row * stride + column)))
+        })
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; WIDTH])

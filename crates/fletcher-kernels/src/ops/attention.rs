@@ -1,287 +1,420 @@
-//! Softmax attention of one sequence over itself, head by head.
+//! Softmax attention of one sequence over itself, without a score matrix.
 //!
-//! A head's keys are packed, transposed, into the panels of the matrix kernel, and its values as
-//! one panel as wide as the head. Then for each few queries: scores with all visible keys through
-//! the matrix kernel, softmax in place, and the weighted values through the matrix kernel again.
-//! Only those few queries' scores exist at a time, so memory is linear in the length.
+//! For each head the keys are transposed into panels and the values copied side by side; then a
+//! tile of queries meets all its keys: scores, softmax and weighted values stay in the scratch of
+//! one tile, so memory grows with the length and not with its square. Each query has one
+//! contiguous range of keys (window, causality), and a tile computes the union of its queries'
+//! ranges, with zero probability outside of a query's own.
 
-use crate::isa::Lanes;
+use std::ops::Range;
+
+use crate::buffer::row_stride;
+use crate::isa::{Lanes, TILE_VECTORS};
 use crate::ops::activation::exp;
-use crate::ops::gemm::{Operands, sums};
+use crate::ops::gemm::check_rows;
+use crate::ops::norm::{read, write};
+use crate::ops::tile::{Heights, MAX_SUMS, Sums, Tile};
 
-/// One sequence's attention.
-#[derive(Debug)]
-pub struct Attention<'a> {
-    /// Tokens x `3 * heads * head_dim`: queries, keys, values, each head by head.
-    pub qkv: &'a [f32],
-    /// Tokens x `heads * head_dim`, written.
-    pub context: &'a mut [f32],
-    /// Number of heads.
+/// How a row of queries, keys and values is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads; `heads / kv_heads` query heads share one.
+    pub kv_heads: usize,
     /// Columns of a head.
     pub head_dim: usize,
-    /// Tokens farther apart than this do not see each other.
+}
+
+impl AttentionShape {
+    /// Columns of queries, then keys, then values.
+    pub fn qkv_columns(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of the result.
+    pub fn context_columns(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// What is added to the scaled scores.
+#[derive(Debug, Clone, Copy)]
+pub enum AttentionBias<'a> {
+    /// Nothing.
+    None,
+    /// A value by head and distance.
+    Relative {
+        /// `by_distance[head][key - query + positions - 1]`, `2 * positions - 1` values each.
+        by_distance: &'a [Vec<f32>],
+        /// Longest sequence that the tables cover.
+        positions: usize,
+    },
+    /// `-slope[head] * |key - query|` (Press et al. 2022).
+    Alibi {
+        /// One per head.
+        slopes: &'a [f32],
+    },
+}
+
+/// The operands of attention over one sequence.
+#[derive(Debug)]
+pub struct Attention<'a> {
+    /// How a row is divided.
+    pub shape: AttentionShape,
+    /// Length of the sequence.
+    pub tokens: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// A query sees the keys at most this far away.
     pub window: Option<usize>,
-    /// Per head a bias by `key - query`, with the index of distance 0.
-    pub relative: Option<(&'a [Vec<f32>], usize)>,
-    /// At least [`attention_scratch`] values.
+    /// A query sees no later key.
+    pub causal: bool,
+    /// Added to the scores.
+    pub bias: AttentionBias<'a>,
+    /// `tokens` rows of [`AttentionShape::qkv_columns`] …
+    pub qkv: &'a [f32],
+    /// … that are this many elements apart.
+    pub qkv_stride: usize,
+    /// `tokens` rows of [`AttentionShape::context_columns`] …
+    pub context: &'a mut [f32],
+    /// … that are this many elements apart.
+    pub context_stride: usize,
+    /// As many elements as `Kernels::attention_scratch` says; their contents do not matter.
     pub scratch: &'a mut [f32],
 }
 
-/// Widest panel of any instruction set, in columns.
-const PANEL_MAX: usize = 64;
-/// Most queries that are scored at a time.
-const QUERIES_MAX: usize = 6;
-
-/// Scratch that one sequence of `tokens` needs, in f32 values.
-pub fn attention_scratch(tokens: usize, head_dim: usize) -> usize {
-    let padded = tokens.next_multiple_of(PANEL_MAX);
-    let values = tokens * head_dim.next_multiple_of(PANEL_MAX);
-    padded * head_dim + values + QUERIES_MAX * padded
-}
-
-/// The parts of the scratch for one head.
-struct Packed<'a> {
-    /// Panels of keys: per panel `head_dim` rows of its keys' components.
-    keys: &'a [f32],
-    /// Panels of values: per panel one row per token.
-    values: &'a [f32],
-}
-
-/// # Safety
-/// The CPU has the instruction set of `L`; the slices' lengths agree as documented.
-#[inline(always)]
-pub(crate) unsafe fn attention<L: Lanes>(op: Attention<'_>) {
-    let panel = L::WIDTH * L::TILE_VECTORS;
-    let width = op.heads * op.head_dim;
-    let tokens = op.context.len() / width;
-    let padded = tokens.next_multiple_of(panel);
-    let (keys, rest) = op.scratch.split_at_mut(padded * op.head_dim);
-    let (values, scores) = rest.split_at_mut(tokens * op.head_dim.next_multiple_of(panel));
-    for head in 0..op.heads {
-        let column = head * op.head_dim;
-        pack_keys(panel, op.qkv, keys, (tokens, op.head_dim, 3 * width, width + column));
-        pack_values(panel, op.qkv, values, (tokens, op.head_dim, 3 * width, 2 * width + column));
-        let packed = Packed { keys, values };
-        let bias = op.relative.map(|(table, zero)| (&table[head][..], zero));
-        let mut query = 0;
-        while query < tokens {
-            let height = L::TILE_ROWS.min(tokens - query);
-            let block = Block { query, tokens, column, padded, window: op.window, bias };
-            let shape = (op.head_dim, width);
-            // SAFETY: the caller's guarantees; query..query+height are tokens of the sequence.
-            unsafe {
-                match height {
-                    1 => queries::<L, 1>(&block, shape, op.qkv, &packed, scores, op.context),
-                    2 => queries::<L, 2>(&block, shape, op.qkv, &packed, scores, op.context),
-                    3 => queries::<L, 3>(&block, shape, op.qkv, &packed, scores, op.context),
-                    4 => queries::<L, 4>(&block, shape, op.qkv, &packed, scores, op.context),
-                    5 => queries::<L, 5>(&block, shape, op.qkv, &packed, scores, op.context),
-                    _ => queries::<L, 6>(&block, shape, op.qkv, &packed, scores, op.context),
-                }
+impl Attention<'_> {
+    /// Asserts what the kernel relies on.
+    pub(crate) fn check(&self, scratch: usize) {
+        let shape = self.shape;
+        assert!(shape.head_dim > 0 && shape.kv_heads > 0, "{shape:?}");
+        assert!(shape.heads.is_multiple_of(shape.kv_heads), "uneven groups of heads: {shape:?}");
+        check_rows(self.qkv, self.tokens, shape.qkv_columns(), self.qkv_stride);
+        check_rows(self.context, self.tokens, shape.context_columns(), self.context_stride);
+        assert!(self.scratch.len() >= scratch, "{} of {scratch}", self.scratch.len());
+        match self.bias {
+            AttentionBias::None => {}
+            AttentionBias::Relative { by_distance, positions } => {
+                assert!(self.tokens <= positions, "{} of {positions} positions", self.tokens);
+                assert!(by_distance.len() >= shape.heads, "one table per head");
+                let whole = |table: &Vec<f32>| table.len() + 1 >= 2 * positions;
+                assert!(by_distance.iter().all(whole), "2 * positions - 1 distances");
             }
-            query += height;
-        }
-    }
-}
-
-/// `(tokens, head_dim, stride, column)`: where a head lies in the rows of `qkv`.
-type HeadPlace = (usize, usize, usize, usize);
-
-/// Keys side by side, component by component; keys beyond the last are zeros.
-#[inline(always)]
-fn pack_keys(panel: usize, qkv: &[f32], packed: &mut [f32], place: HeadPlace) {
-    let (tokens, dim, stride, column) = place;
-    for (p, out) in packed.chunks_exact_mut(panel * dim).enumerate() {
-        for lane in 0..panel {
-            let token = p * panel + lane;
-            if token < tokens {
-                let key = &qkv[token * stride + column..][..dim];
-                for (c, value) in key.iter().enumerate() {
-                    out[c * panel + lane] = *value;
-                }
-            } else {
-                (0..dim).for_each(|c| out[c * panel + lane] = 0.0);
+            AttentionBias::Alibi { slopes } => {
+                assert!(slopes.len() >= shape.heads, "one slope per head");
             }
         }
     }
-}
 
-/// Values row by row, padded with zeros to whole panels.
-#[inline(always)]
-fn pack_values(panel: usize, qkv: &[f32], packed: &mut [f32], place: HeadPlace) {
-    let (tokens, dim, stride, column) = place;
-    for (p, out) in packed.chunks_exact_mut(panel * tokens).enumerate() {
-        let width = panel.min(dim - p * panel);
-        for (token, row) in out.chunks_exact_mut(panel).enumerate() {
-            let value = &qkv[token * stride + column + p * panel..][..width];
-            row[..width].copy_from_slice(value);
-            row[width..].fill(0.0);
-        }
+    /// The keys that a query sees: never none, because it always sees itself.
+    #[inline(always)]
+    fn keys(&self, query: usize) -> Range<usize> {
+        let window = self.window.unwrap_or(self.tokens);
+        let end = if self.causal { query + 1 } else { self.tokens };
+        query.saturating_sub(window)..end.min(query.saturating_add(window).saturating_add(1))
     }
 }
 
-/// A few queries of one head.
-struct Block<'a> {
-    query: usize,
-    tokens: usize,
-    column: usize,
-    padded: usize,
-    window: Option<usize>,
-    bias: Option<(&'a [f32], usize)>,
+/// Where the parts of the scratch begin, in elements.
+struct Scratch {
+    values: usize,
+    scores: usize,
+    /// Distance between the rows of the scores: they have a vector to spare at their end.
+    score_stride: usize,
+    /// Columns of the copied values: the head's, padded to whole vectors.
+    value_columns: usize,
+    total: usize,
 }
 
-impl Block<'_> {
-    /// The keys that any of `rows` queries from `self.query` sees.
-    fn visible(&self, rows: usize) -> std::ops::Range<usize> {
-        match self.window {
-            None => 0..self.tokens,
-            Some(w) => {
-                let last = (self.query + rows - 1).saturating_add(w).saturating_add(1);
-                self.query.saturating_sub(w)..last.min(self.tokens)
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`attention`], and `block.query .. + ROWS` are tokens.
-#[inline(always)]
-unsafe fn queries<L: Lanes, const ROWS: usize>(
-    block: &Block<'_>,
-    (dim, width): (usize, usize),
-    qkv: &[f32],
-    packed: &Packed<'_>,
-    scores: &mut [f32],
-    context: &mut [f32],
-) {
-    // SAFETY: the panel's width is a constant of the instruction set, so one branch is compiled;
-    // the caller's guarantees are passed on.
-    unsafe {
-        match L::TILE_VECTORS {
-            2 => run::<L, ROWS, 2>(block, (dim, width), qkv, packed, scores, context),
-            _ => run::<L, ROWS, 4>(block, (dim, width), qkv, packed, scores, context),
-        }
+impl Scratch {
+    #[inline(always)]
+    fn new<L: Lanes>(head_dim: usize, tokens: usize) -> Self {
+        let padded = tokens.next_multiple_of(L::WIDTH * TILE_VECTORS);
+        let value_columns = head_dim.next_multiple_of(L::WIDTH);
+        let score_stride = row_stride(padded + L::WIDTH);
+        let values = padded * head_dim;
+        let scores = (values + tokens * value_columns).next_multiple_of(16);
+        let total = scores + L::TILE_ROWS * score_stride;
+        Self { values, scores, score_stride, value_columns, total }
     }
 }
 
-/// # Safety
-/// As [`queries`].
-#[inline(always)]
-unsafe fn run<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-    block: &Block<'_>,
-    (dim, width): (usize, usize),
-    qkv: &[f32],
-    packed: &Packed<'_>,
-    scores: &mut [f32],
-    context: &mut [f32],
-) {
-    let panel = L::WIDTH * VECTORS;
-    let scale = 1.0 / (dim as f32).sqrt();
-    let keys = block.visible(ROWS);
-    let first_panel = keys.start / panel;
-    let a_stride = 3 * width;
-    // SAFETY: panels up to the one that holds the last visible key lie in the packed keys, and
-    // `scores` has ROWS rows of `padded`; the query rows lie in `qkv`.
-    unsafe {
-        let a = qkv.as_ptr().add(block.query * a_stride + block.column);
-        for p in first_panel..keys.end.div_ceil(panel) {
-            let b = packed.keys.as_ptr().add(p * panel * dim);
-            let tile = sums::<L, ROWS, VECTORS>(Operands { a, a_stride, b, k: dim });
-            for (row, tile) in tile.iter().enumerate() {
-                for (v, value) in tile.iter().enumerate() {
-                    let at = row * block.padded + p * panel + v * L::WIDTH;
-                    value.mul(L::splat(scale)).store(scores.as_mut_ptr().add(at));
-                }
-            }
-        }
-    }
-    let mut inverse = [0.0f32; ROWS];
-    for (row, inverse) in inverse.iter_mut().enumerate() {
-        let start = row * block.padded;
-        let all = &mut scores[start + keys.start..start + keys.end];
-        mask_and_bias(block, row, keys.start, all);
-        // SAFETY: the caller's guarantee of the instruction set.
-        *inverse = 1.0 / unsafe { softmax_numerators::<L>(all) };
-    }
-    let visible = keys.len();
-    for (p, values) in packed.values.chunks_exact(panel * block.tokens).enumerate() {
-        if p * panel >= dim {
-            break;
-        }
-        // SAFETY: rows of `scores` from the first visible key on hold `visible` values, the panel
-        // holds a row for each, and the output columns lie in the head.
-        unsafe {
-            let a = scores.as_ptr().add(keys.start);
-            let b = values.as_ptr().add(keys.start * panel);
-            let operands = Operands { a, a_stride: block.padded, b, k: visible };
-            let tile = sums::<L, ROWS, VECTORS>(operands);
-            for (row, tile) in tile.iter().enumerate() {
-                let to = (block.query + row) * width + block.column + p * panel;
-                for (v, value) in tile.iter().enumerate() {
-                    let lanes = (dim - p * panel).saturating_sub(v * L::WIDTH).min(L::WIDTH);
-                    if lanes > 0 {
-                        let out = context.as_mut_ptr().add(to + v * L::WIDTH);
-                        value.mul(L::splat(inverse[row])).store_partial(out, lanes);
-                    }
-                }
-            }
-        }
-    }
+/// Elements of scratch for a sequence of `tokens`.
+pub(crate) fn scratch<L: Lanes>(head_dim: usize, tokens: usize) -> usize {
+    Scratch::new::<L>(head_dim, tokens).total
 }
 
-/// Adds the distance bias and hides the keys outside of the row's own window.
-#[inline(always)]
-fn mask_and_bias(block: &Block<'_>, row: usize, first_key: usize, scores: &mut [f32]) {
-    let query = block.query + row;
-    if let Some((bias, zero)) = block.bias {
-        let bias = &bias[zero + first_key - query..];
-        scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
-    }
-    if let Some(window) = block.window {
-        let before = query.saturating_sub(window).saturating_sub(first_key).min(scores.len());
-        let after = (query - first_key).saturating_add(window + 1).min(scores.len());
-        scores[..before].fill(f32::NEG_INFINITY);
-        scores[after..].fill(f32::NEG_INFINITY);
-    }
-}
-
-/// Replaces scores by `exp(score - max)` and returns their sum.
+/// Runs attention.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`.
+/// The CPU has the instruction set of `L`, and [`Attention::check`] has passed with the size
+/// given by [`scratch`].
 #[inline(always)]
-unsafe fn softmax_numerators<L: Lanes>(scores: &mut [f32]) -> f32 {
-    // SAFETY: the caller guarantees the instruction set; every range lies in the slice.
+pub(crate) unsafe fn attention<L: Lanes>(a: &mut Attention<'_>) {
+    let AttentionShape { heads, kv_heads, head_dim } = a.shape;
+    let layout = Scratch::new::<L>(head_dim, a.tokens);
+    // SAFETY: the offsets are inside the scratch, and the columns inside the rows.
     unsafe {
-        let whole = scores.len() / L::WIDTH * L::WIDTH;
-        let tail = scores.len() - whole;
-        let mut greatest = L::splat(f32::NEG_INFINITY);
-        for start in (0..whole).step_by(L::WIDTH) {
-            greatest = greatest.max(L::load(scores.as_ptr().add(start)));
+        let keys = a.scratch.as_mut_ptr();
+        let head = Head {
+            keys,
+            values: keys.add(layout.values),
+            scores: keys.add(layout.scores),
+            layout: &layout,
+        };
+        for kv_head in 0..kv_heads {
+            let key = a.qkv.as_ptr().add((heads + kv_head) * head_dim);
+            pack_keys::<L>(a, key, head.keys);
+            pack_values::<L>(a, key.add(kv_heads * head_dim), &head);
+            let group = heads / kv_heads;
+            for query_head in kv_head * group..(kv_head + 1) * group {
+                attend::<L>(a, query_head, &head);
+            }
         }
-        let mut max = greatest.greatest();
-        for &score in &scores[whole..] {
-            max = max.max(score);
+    }
+}
+
+/// One head's part of the scratch.
+struct Head<'a> {
+    /// Panels of `head_dim` rows, one column per key.
+    keys: *mut f32,
+    /// `tokens` rows of `layout.value_columns`.
+    values: *mut f32,
+    /// A tile's rows of `layout.score_stride`.
+    scores: *mut f32,
+    layout: &'a Scratch,
+}
+
+/// Transposes a head's keys into panels.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
+/// and `to` to whole panels for them.
+#[inline(always)]
+unsafe fn pack_keys<L: Lanes>(a: &Attention<'_>, from: *const f32, to: *mut f32) {
+    let (dim, panel) = (a.shape.head_dim, L::WIDTH * TILE_VECTORS);
+    let mut token = 0;
+    while token < a.tokens {
+        let rows = L::WIDTH.min(a.tokens - token);
+        // SAFETY: rows token..token+rows and columns below dim exist; a panel has dim rows, and
+        // the vector that starts at token is inside it.
+        unsafe {
+            let from = from.add(token * a.qkv_stride);
+            let to = to.add(token / panel * panel * dim + token % panel);
+            let whole = if rows == L::WIDTH { dim / 4 * 4 } else { 0 };
+            for column in (0..whole).step_by(4) {
+                for (i, values) in L::columns(from.add(column), a.qkv_stride).iter().enumerate() {
+                    values.store(to.add((column + i) * panel));
+                }
+            }
+            for column in whole..dim {
+                for row in 0..L::WIDTH {
+                    let present = row < rows;
+                    *to.add(column * panel + row) =
+                        if present { *from.add(row * a.qkv_stride + column) } else { 0.0 };
+                }
+            }
         }
-        let max = L::splat(max);
-        let mut sum = L::splat(0.0);
-        for start in (0..whole).step_by(L::WIDTH) {
-            let at = scores.as_mut_ptr().add(start);
-            let value = exp(L::load(at).sub(max));
-            value.store(at);
-            sum = sum.add(value);
+        token += rows;
+    }
+}
+
+/// Copies a head's values side by side, padded with zeros to whole vectors.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
+/// and `head.values` to as many of `value_columns`.
+#[inline(always)]
+unsafe fn pack_values<L: Lanes>(a: &Attention<'_>, from: *const f32, head: &Head<'_>) {
+    let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
+    for token in 0..a.tokens {
+        let mut at = 0;
+        while at < dim {
+            let lanes = L::WIDTH.min(dim - at);
+            // SAFETY: lanes at..at+lanes exist in the row; a whole vector does in the copy.
+            unsafe {
+                let values: L = read(from.add(token * a.qkv_stride + at), lanes);
+                values.store(head.values.add(token * columns + at));
+            }
+            at += lanes;
         }
-        if tail > 0 {
-            let at = scores.as_mut_ptr().add(whole);
-            let mut padded = [f32::NEG_INFINITY; 16];
-            padded[..tail].copy_from_slice(&scores[whole..]);
-            let value = exp(L::load(padded.as_ptr()).sub(max));
-            value.store_partial(at, tail);
-            let mut kept = [0.0f32; 16];
-            value.store_partial(kept.as_mut_ptr(), tail);
-            sum = sum.add(L::load(kept.as_ptr()));
+    }
+}
+
+/// Computes one head's context, tile of queries by tile of queries.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; the head's keys and values are packed.
+#[inline(always)]
+unsafe fn attend<L: Lanes>(a: &mut Attention<'_>, query_head: usize, head: &Head<'_>) {
+    let panel = L::WIDTH * TILE_VECTORS;
+    let (dim, stride) = (a.shape.head_dim, head.layout.score_stride);
+    let (mut query, mut heights) = (0, Heights::new::<L>(a.tokens));
+    while let Some(rows) = heights.next() {
+        // Ranges move with the query, so the first begins first and the last ends last.
+        let seen = a.keys(query).start..a.keys(query + rows - 1).end;
+        // SAFETY: rows query..query+rows exist; panels up to the last seen key are packed, and a
+        // row of scores has room for all of them.
+        unsafe {
+            let mut first = seen.start / panel * panel;
+            while first < seen.end {
+                L::tile(&Tile {
+                    rows,
+                    vectors: (seen.end - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
+                    k: dim,
+                    a: a.qkv.as_ptr().add(query * a.qkv_stride + query_head * dim),
+                    a_stride: a.qkv_stride,
+                    b: head.keys.add(first * dim),
+                    b_stride: panel,
+                    out: head.scores.add(first),
+                    out_stride: stride,
+                });
+                first += panel;
+            }
+            let mut sums = [0.0; 16];
+            for (row, sum) in sums.iter_mut().enumerate().take(rows) {
+                let scores = head.scores.add(row * stride);
+                *sum = softmax::<L>(a, query_head, query + row, scores);
+                let own = a.keys(query + row);
+                std::slice::from_raw_parts_mut(scores.add(seen.start), own.start - seen.start)
+                    .fill(0.0);
+                std::slice::from_raw_parts_mut(scores.add(own.end), seen.end - own.end).fill(0.0);
+            }
+            weigh::<L>(a, head, Queries { head: query_head, first: query, rows, seen, sums });
         }
-        sum.sum()
+        query += rows;
+    }
+}
+
+/// Turns a row of raw scores into unnormalised probabilities and returns their sum.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; `scores` has room for all keys and a vector more.
+#[inline(always)]
+unsafe fn softmax<L: Lanes>(a: &Attention<'_>, head: usize, query: usize, scores: *mut f32) -> f32 {
+    let keys = a.keys(query);
+    // SAFETY: every vector starts inside the keys, so it ends inside the row's spare vector.
+    unsafe {
+        // Vectors may pass the end: what they find there must not count.
+        let nothing = L::splat(f32::NEG_INFINITY);
+        nothing.store(scores.add(keys.end));
+        let scale = match add_bias::<L>(a, head, query, scores) {
+            true => 1.0,
+            false => a.scale,
+        };
+        let (mut greatest, mut at) = (nothing, keys.start);
+        while at < keys.end {
+            greatest = L::load(scores.add(at)).max(greatest);
+            at += L::WIDTH;
+        }
+        // Scale and shift in one step: exp(scale * score - scale * max).
+        let shift = L::splat(-scale * greatest.greatest());
+        let scale = L::splat(scale);
+        let (mut total, mut at) = (L::splat(0.0), keys.start);
+        while at < keys.end {
+            let probability = exp(L::load(scores.add(at)).fma(scale, shift));
+            probability.store(scores.add(at));
+            total = total.add(probability);
+            at += L::WIDTH;
+        }
+        total.sum()
+    }
+}
+
+/// Scales a row of scores and adds its bias; returns whether there was one to add.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+unsafe fn add_bias<L: Lanes>(
+    a: &Attention<'_>,
+    head: usize,
+    query: usize,
+    scores: *mut f32,
+) -> bool {
+    const COUNT: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    let keys = a.keys(query);
+    let scale = a.scale;
+    let mut at = keys.start;
+    // SAFETY: vectors start inside the keys and are cut where the tables end; distances of keys
+    // below `positions` are inside the tables.
+    unsafe {
+        let add = |at: usize, bias: L| {
+            let slot = scores.add(at);
+            L::load(slot).fma(L::splat(scale), bias).store(slot);
+        };
+        match a.bias {
+            AttentionBias::None => return false,
+            AttentionBias::Relative { by_distance, positions } => {
+                let table = by_distance[head].as_ptr().add(positions - 1 - query);
+                while at < keys.end {
+                    add(at, read(table.add(at), L::WIDTH.min(keys.end - at)));
+                    at += L::WIDTH;
+                }
+            }
+            AttentionBias::Alibi { slopes } => {
+                let slope = L::splat(-slopes[head]);
+                while at < keys.end {
+                    let distance = L::splat(at as f32 - query as f32).add(L::load(COUNT.as_ptr()));
+                    add(at, distance.abs().mul(slope));
+                    at += L::WIDTH;
+                }
+            }
+        }
+    }
+    true
+}
+
+/// A tile of queries with its probabilities.
+struct Queries {
+    head: usize,
+    first: usize,
+    rows: usize,
+    /// Keys that any of them sees.
+    seen: Range<usize>,
+    /// Sum of each row's probabilities.
+    sums: [f32; 16],
+}
+
+/// Stores the values weighted by a tile's probabilities.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; the head's values are packed and the tile's
+/// probabilities are in the scratch.
+#[inline(always)]
+unsafe fn weigh<L: Lanes>(a: &mut Attention<'_>, head: &Head<'_>, q: Queries) {
+    let panel = L::WIDTH * TILE_VECTORS;
+    let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
+    let mut sums = Sums([0.0; MAX_SUMS]);
+    let mut first = 0;
+    while first < dim {
+        // SAFETY: the seen keys' probabilities and values exist; columns first.. are inside the
+        // head, and partial stores keep to it.
+        unsafe {
+            L::tile(&Tile {
+                rows: q.rows,
+                vectors: (columns - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
+                k: q.seen.len(),
+                a: head.scores.add(q.seen.start),
+                a_stride: head.layout.score_stride,
+                b: head.values.add(q.seen.start * columns + first),
+                b_stride: columns,
+                out: sums.0.as_mut_ptr(),
+                out_stride: panel,
+            });
+            for row in 0..q.rows {
+                let factor = L::splat(1.0 / q.sums[row]);
+                let context = (q.first + row) * a.context_stride + q.head * dim;
+                let mut at = first;
+                while at < dim.min(first + panel) {
+                    let lanes = L::WIDTH.min(dim - at);
+                    let value = L::load(sums.0.as_ptr().add(row * panel + at - first));
+                    write(value.mul(factor), a.context.as_mut_ptr().add(context + at), lanes);
+                    at += L::WIDTH;
+                }
+            }
+        }
+        first += panel;
     }
 }

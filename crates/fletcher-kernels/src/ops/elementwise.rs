@@ -1,58 +1,79 @@
-//! Small row operations: sums, scaling, maxima and rotary embedding.
+//! Small operations on vectors of equal length: what embedding and pooling are made of.
 
 use crate::isa::Lanes;
-use crate::ops::norm::chunks;
+use crate::ops::norm::{read, write};
 
-/// `sum[i] += row[i] * factor`.
+/// `y += factor * x`, element by element.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; both slices have the same length.
 #[inline(always)]
-pub(crate) unsafe fn add_scaled<L: Lanes>(sum: &mut [f32], row: &[f32], factor: f32) {
-    for (start, lanes) in chunks::<L>(row.len()) {
-        // SAFETY: the chunk lies inside both slices.
+pub(crate) unsafe fn add_scaled<L: Lanes>(y: &mut [f32], x: &[f32], factor: f32) {
+    let mut at = 0;
+    while at < y.len() {
+        let lanes = L::WIDTH.min(y.len() - at);
+        // SAFETY: lanes at..at+lanes are inside both slices.
         unsafe {
-            let at = sum.as_mut_ptr().add(start);
-            let value = L::load_partial(row.as_ptr().add(start), lanes);
-            let old = L::load_partial(at, lanes);
-            value.fma(L::splat(factor), old).store_partial(at, lanes);
+            let slot = y.as_mut_ptr().add(at);
+            let x: L = read(x.as_ptr().add(at), lanes);
+            write(x.fma(L::splat(factor), read(slot, lanes)), slot, lanes);
         }
+        at += lanes;
     }
 }
 
-/// `greatest[i] = max(greatest[i], row[i])`; a NaN in `row` goes through.
+/// `y = max(y, x)`, element by element.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; both slices have the same length.
+/// As [`add_scaled`].
 #[inline(always)]
-pub(crate) unsafe fn keep_greatest<L: Lanes>(greatest: &mut [f32], row: &[f32]) {
-    for (start, lanes) in chunks::<L>(row.len()) {
-        // SAFETY: the chunk lies inside both slices.
+pub(crate) unsafe fn max<L: Lanes>(y: &mut [f32], x: &[f32]) {
+    let mut at = 0;
+    while at < y.len() {
+        let lanes = L::WIDTH.min(y.len() - at);
+        // SAFETY: lanes at..at+lanes are inside both slices.
         unsafe {
-            let at = greatest.as_mut_ptr().add(start);
-            let value = L::load_partial(row.as_ptr().add(start), lanes);
-            L::load_partial(at, lanes).max(value).store_partial(at, lanes);
+            let slot = y.as_mut_ptr().add(at);
+            let x: L = read(x.as_ptr().add(at), lanes);
+            write(x.max(read(slot, lanes)), slot, lanes);
         }
+        at += lanes;
     }
 }
 
-/// Rotary embedding of one head: its halves `a`, `b` become `a cos - b sin`, `b cos + a sin`
-/// (Su et al. 2021, in the rotate-half form of `transformers`).
+/// `y *= factor`, element by element.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; `head` is twice as long as `cos` and `sin`.
+/// The CPU has the instruction set of `L`.
 #[inline(always)]
-pub(crate) unsafe fn rotate<L: Lanes>(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let half = cos.len();
-    for (start, lanes) in chunks::<L>(half) {
-        // SAFETY: the chunk lies inside both halves of the head and inside the tables.
+pub(crate) unsafe fn scale<L: Lanes>(y: &mut [f32], factor: f32) {
+    let mut at = 0;
+    while at < y.len() {
+        let lanes = L::WIDTH.min(y.len() - at);
+        // SAFETY: lanes at..at+lanes are inside the slice.
         unsafe {
-            let (at_a, at_b) = (head.as_mut_ptr().add(start), head.as_mut_ptr().add(half + start));
-            let (a, b) = (L::load_partial(at_a, lanes), L::load_partial(at_b, lanes));
-            let cos = L::load_partial(cos.as_ptr().add(start), lanes);
-            let sin = L::load_partial(sin.as_ptr().add(start), lanes);
-            a.mul(cos).sub(b.mul(sin)).store_partial(at_a, lanes);
-            b.mul(cos).add(a.mul(sin)).store_partial(at_b, lanes);
+            let slot = y.as_mut_ptr().add(at);
+            write(read::<L>(slot, lanes).mul(L::splat(factor)), slot, lanes);
         }
+        at += lanes;
+    }
+}
+
+/// The dot product, summed in one order for each length.
+///
+/// # Safety
+/// As [`add_scaled`].
+#[inline(always)]
+pub(crate) unsafe fn dot<L: Lanes>(x: &[f32], y: &[f32]) -> f32 {
+    // SAFETY: lanes at..at+lanes are inside both slices; missing lanes are zeros.
+    unsafe {
+        let (mut total, mut at) = (L::splat(0.0), 0);
+        while at < x.len() {
+            let lanes = L::WIDTH.min(x.len() - at);
+            let x: L = read(x.as_ptr().add(at), lanes);
+            total = x.fma(read(y.as_ptr().add(at), lanes), total);
+            at += lanes;
+        }
+        total.sum()
     }
 }

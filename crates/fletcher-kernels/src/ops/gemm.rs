@@ -1,16 +1,24 @@
 //! `y = epilogue(x W^T + b)` with a weight packed once.
 //!
 //! **Layout.** [`Linear`] holds `W^T` in panels of `TILE_VECTORS * WIDTH` columns: for each of the
-//! `k` inputs the panel's columns side by side, padded with zeros at the right edge. So the kernel
-//! reads the panel as one stream, while it keeps `TILE_ROWS x TILE_VECTORS` sums in registers.
-//! The loops are panel, rows, inputs: a panel (64 columns of 384 inputs are 96 KiB) stays in L2
-//! while all rows pass, and a tile's rows stay in L1 while the panel passes.
+//! `k` inputs the panel's columns side by side, padded with zeros at the right edge, so that the
+//! kernel reads the panel as one stream.
 //!
-//! **Gates.** For `act(gate) * value` half of a panel's vectors are gate columns and the other
-//! half the value columns of the same outputs, so both meet in registers.
+//! **Blocking.** Rows are taken in blocks whose inputs stay in L2; for each panel of the weight
+//! all tiles of the block pass, so the weight is read once per block. The inner dimension is not
+//! blocked: a sum is never stored half-way, and the order of its terms is always the same.
+//!
+//! **Gates.** For `act(gate) * value` the first vector of a panel holds gate columns and the
+//! second the value columns of the same outputs, so both meet in registers.
 
-use crate::isa::{Isa, Lanes};
-use crate::ops::activation::{Activation, apply};
+use crate::buffer::AlignedBuffer;
+use crate::isa::{Isa, Lanes, TILE_VECTORS};
+use crate::ops::activation::{Activation, Function, with_function};
+use crate::ops::tile::{Heights, MAX_SUMS, Sums, Tile};
+
+/// Elements of input that a block of rows may hold (512 KiB): with the panel and the outputs in
+/// flight they fit the 1 MiB of L2 that the smaller current server cores have.
+const BLOCK: usize = 1 << 17;
 
 /// A matrix to be packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,25 +31,15 @@ pub struct LinearShape {
     pub gated: bool,
 }
 
-/// A matrix on its way to [`Linear::pack`].
-#[derive(Debug)]
-pub(crate) struct LinearSource<'a> {
-    pub(crate) isa: Isa,
-    pub(crate) shape: LinearShape,
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: Option<&'a [f32]>,
-}
-
 /// A weight packed for one instruction set.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Linear {
-    /// Whose kernels can read it.
     pub(crate) isa: Isa,
     pub(crate) shape: LinearShape,
     /// Panels, see the module's documentation.
-    pub(crate) weight: Vec<f32>,
+    weight: AlignedBuffer,
     /// One per packed column; zeros where there is no bias.
-    pub(crate) bias: Vec<f32>,
+    bias: AlignedBuffer,
 }
 
 impl Linear {
@@ -56,16 +54,23 @@ impl Linear {
     }
 
     /// Packs a row-major weight of `shape.rows x shape.cols`.
-    pub(crate) fn pack<L: Lanes>(source: LinearSource<'_>) -> Self {
-        let LinearSource { isa, shape, weight, bias } = source;
-        assert_eq!(weight.len(), shape.rows * shape.cols, "weight");
-        assert!(bias.is_none_or(|bias| bias.len() == shape.rows), "bias");
-        assert!(!shape.gated || shape.rows.is_multiple_of(2), "a gate needs its other half");
-        let panel = L::WIDTH * L::TILE_VECTORS;
+    pub(crate) fn pack<L: Lanes>(
+        isa: Isa,
+        shape: LinearShape,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Self {
+        assert!(shape.cols > 0 && shape.rows > 0, "an empty matrix: {shape:?}");
+        assert!(!shape.gated || shape.rows.is_multiple_of(2), "half of the rows gate: {shape:?}");
+        assert_eq!(Some(weight.len()), shape.rows.checked_mul(shape.cols), "weights: {shape:?}");
+        assert!(bias.is_none_or(|bias| bias.len() == shape.rows), "biases: {shape:?}");
+        let panel = L::WIDTH * TILE_VECTORS;
         let columns = packed_columns::<L>(shape);
-        let mut packed = vec![0.0; columns.len() * shape.cols];
-        for (p, out) in packed.chunks_exact_mut(panel * shape.cols).enumerate() {
-            for (lane, row) in columns[p * panel..(p + 1) * panel].iter().enumerate() {
+        let mut packed = AlignedBuffer::new(columns.len() * shape.cols);
+        let mut packed_bias = AlignedBuffer::new(columns.len());
+        let panels = packed.chunks_exact_mut(panel * shape.cols);
+        for (out, columns) in panels.zip(columns.chunks_exact(panel)) {
+            for (lane, row) in columns.iter().enumerate() {
                 let Some(row) = *row else { continue };
                 let source = &weight[row * shape.cols..(row + 1) * shape.cols];
                 for (k, value) in source.iter().enumerate() {
@@ -73,28 +78,27 @@ impl Linear {
                 }
             }
         }
-        let of = |row: &Option<usize>| row.zip(bias).map_or(0.0, |(row, bias)| bias[row]);
-        Self { isa, shape, weight: packed, bias: columns.iter().map(of).collect() }
+        for (out, row) in packed_bias.iter_mut().zip(&columns) {
+            *out = row.zip(bias).map_or(0.0, |(row, bias)| bias[row]);
+        }
+        Self { isa, shape, weight: packed, bias: packed_bias }
     }
 }
 
 /// Which row of the weight each packed column holds; `None` pads.
 fn packed_columns<L: Lanes>(shape: LinearShape) -> Vec<Option<usize>> {
-    let panel = L::WIDTH * L::TILE_VECTORS;
+    let panel = L::WIDTH * TILE_VECTORS;
     let keep = |row: usize, end: usize| (row < end).then_some(row);
     if !shape.gated {
-        let padded = shape.rows.div_ceil(panel) * panel;
+        let padded = shape.rows.next_multiple_of(panel);
         return (0..padded).map(|row| keep(row, shape.rows)).collect();
     }
     let (half, outputs) = (panel / 2, shape.rows / 2);
-    let panels = outputs.div_ceil(half);
-    (0..panels * panel)
+    (0..outputs.div_ceil(half) * panel)
         .map(|column| {
-            let (base, lane) = (column / panel * half, column % panel);
-            match lane < half {
-                true => keep(base + lane, outputs),
-                false => keep(base + lane - half, outputs).map(|row| row + outputs),
-            }
+            let output = column / panel * half + column % half;
+            let value = column % panel >= half;
+            keep(output, outputs).map(|row| if value { row + outputs } else { row })
         })
         .collect()
 }
@@ -110,176 +114,203 @@ pub enum Epilogue {
     Gate(Activation),
 }
 
-/// The operands of one product; rows are dense (`x` has `inputs` and `y` `outputs` columns).
+/// The operands of one product.
 #[derive(Debug)]
-pub(crate) struct Gemm<'a> {
-    pub(crate) linear: &'a Linear,
-    pub(crate) rows: usize,
-    pub(crate) x: &'a [f32],
-    pub(crate) y: &'a mut [f32],
-    pub(crate) epilogue: Epilogue,
+pub struct Gemm<'a> {
+    /// The packed weight.
+    pub linear: &'a Linear,
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// `rows` rows of [`Linear::inputs`] columns …
+    pub x: &'a [f32],
+    /// … that are this many elements apart.
+    pub x_stride: usize,
+    /// `rows` rows of [`Linear::outputs`] columns …
+    pub y: &'a mut [f32],
+    /// … that are this many elements apart.
+    pub y_stride: usize,
+    /// Applied to the sums.
+    pub epilogue: Epilogue,
 }
 
-/// # Safety
-/// The CPU has the instruction set of `L`; `linear` was packed for it; `x` and `y` hold `rows`
-/// rows of the linear's inputs and outputs.
-#[inline(always)]
-pub(crate) unsafe fn gemm<L: Lanes>(g: Gemm<'_>) {
-    let panel = L::WIDTH * L::TILE_VECTORS;
-    let (k, outputs) = (g.linear.inputs(), g.linear.outputs());
-    let step = if g.linear.shape.gated { panel / 2 } else { panel };
-    for (p, weight) in g.linear.weight.chunks_exact(panel * k).enumerate() {
-        let bias = &g.linear.bias[p * panel..(p + 1) * panel];
-        let first = p * step;
-        let store = Store {
-            bias: bias.as_ptr(),
-            columns: step.min(outputs - first),
-            stride: outputs,
-            epilogue: g.epilogue,
-        };
-        let mut row = 0;
-        while row < g.rows {
-            let height = L::TILE_ROWS.min(g.rows - row);
-            // SAFETY: rows row..row+height are inside x and y, columns first..first+columns inside
-            // y, and the panel holds k rows of its width.
-            unsafe {
-                let a = g.x.as_ptr().add(row * k);
-                let y = g.y.as_mut_ptr().add(row * outputs + first);
-                let operands = Operands { a, a_stride: k, b: weight.as_ptr(), k };
-                match height {
-                    1 => tile::<L, 1>(operands, &store, y),
-                    2 => tile::<L, 2>(operands, &store, y),
-                    3 => tile::<L, 3>(operands, &store, y),
-                    4 => tile::<L, 4>(operands, &store, y),
-                    5 => tile::<L, 5>(operands, &store, y),
-                    _ => tile::<L, 6>(operands, &store, y),
-                }
-            }
-            row += height;
-        }
+impl Gemm<'_> {
+    /// Asserts what the kernel relies on.
+    pub(crate) fn check(&self, isa: Isa) {
+        assert_eq!(self.linear.isa, isa, "a weight packed for another instruction set");
+        let gate = matches!(self.epilogue, Epilogue::Gate(_));
+        assert_eq!(gate, self.linear.shape.gated, "gated weights and only those are gated");
+        check_rows(self.x, self.rows, self.linear.inputs(), self.x_stride);
+        check_rows(self.y, self.rows, self.linear.outputs(), self.y_stride);
     }
 }
 
-/// The left rows and the right panel of a tile.
-#[derive(Clone, Copy)]
-pub(crate) struct Operands {
-    /// First row of the left operand …
-    pub(crate) a: *const f32,
-    /// … and the distance to the next, in elements.
-    pub(crate) a_stride: usize,
-    /// `k` rows of a panel of the right operand.
-    pub(crate) b: *const f32,
-    /// Length of the sums.
-    pub(crate) k: usize,
+/// Asserts that `data` holds `rows` rows of `columns` that are `stride` apart.
+pub(crate) fn check_rows(data: &[f32], rows: usize, columns: usize, stride: usize) {
+    assert!(columns <= stride, "rows of {columns} columns overlap at {stride}");
+    let needed = rows.saturating_sub(1).saturating_mul(stride).saturating_add(columns);
+    assert!(rows == 0 || data.len() >= needed, "{} elements of {needed}", data.len());
 }
 
-/// Where a tile's sums go.
+/// Runs a product.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`, and [`Gemm::check`] has passed for it.
+#[inline(always)]
+pub(crate) unsafe fn gemm<L: Lanes>(g: &mut Gemm<'_>) {
+    const { assert!(L::TILE_ROWS * L::WIDTH * TILE_VECTORS <= MAX_SUMS) }
+    let panel = L::WIDTH * TILE_VECTORS;
+    let (k, outputs) = (g.linear.inputs(), g.linear.outputs());
+    let step = if g.linear.shape.gated { L::WIDTH } else { panel };
+    let block = (BLOCK / k).next_multiple_of(L::TILE_ROWS);
+    let mut sums = Sums([0.0; MAX_SUMS]);
+    let mut start = 0;
+    while start < g.rows {
+        let rows = block.min(g.rows - start);
+        for (p, weight) in g.linear.weight.chunks_exact(panel * k).enumerate() {
+            let first = p * step;
+            let columns = step.min(outputs - first);
+            let narrow = !g.linear.shape.gated && columns <= L::WIDTH;
+            let vectors = if narrow { 1 } else { TILE_VECTORS };
+            let (mut row, mut heights) = (start, Heights::new::<L>(rows));
+            while let Some(height) = heights.next() {
+                // SAFETY: rows row..row+height are inside x and y, columns first..first+columns
+                // inside y, the panel holds k rows of its width, and the sums fit MAX_SUMS.
+                unsafe {
+                    L::tile(&Tile {
+                        rows: height,
+                        vectors,
+                        k,
+                        a: g.x.as_ptr().add(row * g.x_stride),
+                        a_stride: g.x_stride,
+                        b: weight.as_ptr(),
+                        b_stride: panel,
+                        out: sums.0.as_mut_ptr(),
+                        out_stride: panel,
+                    });
+                    let store = Store {
+                        sums: sums.0.as_ptr(),
+                        bias: g.linear.bias.as_ptr().add(p * panel),
+                        rows: height,
+                        columns,
+                        y: g.y.as_mut_ptr().add(row * g.y_stride + first),
+                        stride: g.y_stride,
+                    };
+                    store.run::<L>(g.epilogue);
+                }
+                row += height;
+            }
+        }
+        start += rows;
+    }
+}
+
+/// A tile's sums and where they go.
 struct Store {
+    /// `rows` rows of a whole panel.
+    sums: *const f32,
+    /// A whole panel.
     bias: *const f32,
+    rows: usize,
     /// Output columns of this tile that exist.
     columns: usize,
+    y: *mut f32,
     /// Elements from one output row to the next.
     stride: usize,
-    epilogue: Epilogue,
 }
 
-/// The sums of `ROWS` rows with one panel, in one order over `k` whatever `ROWS` is.
-///
-/// # Safety
-/// The CPU has the instruction set of `L`; `a` has `ROWS` rows of `k`, `b` `k` panel rows.
-#[inline(always)]
-pub(crate) unsafe fn sums<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-    o: Operands,
-) -> [[L; VECTORS]; ROWS] {
-    // SAFETY: the caller guarantees the bounds.
-    unsafe {
-        let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
-        let mut b = o.b;
-        for k in 0..o.k {
-            let mut right = [L::splat(0.0); VECTORS];
-            for (v, right) in right.iter_mut().enumerate() {
-                *right = L::load(b.add(v * L::WIDTH));
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let left = L::splat(*o.a.add(row * o.a_stride + k));
-                for v in 0..VECTORS {
-                    sums[v] = left.fma(right[v], sums[v]);
-                }
-            }
-            b = b.add(VECTORS * L::WIDTH);
-        }
-        sums
-    }
-}
-
-/// # Safety
-/// As [`sums`], and `y` has `ROWS` rows of `store.columns` at `store.stride`.
-#[inline(always)]
-unsafe fn tile<L: Lanes, const ROWS: usize>(o: Operands, store: &Store, y: *mut f32) {
-    // The panel's width is a constant of the instruction set, so only one branch is compiled.
-    // SAFETY: the caller's guarantees are passed on.
-    unsafe {
-        match L::TILE_VECTORS {
-            2 => finish::<L, ROWS, 2>(sums::<L, ROWS, 2>(o), store, y),
-            _ => finish::<L, ROWS, 4>(sums::<L, ROWS, 4>(o), store, y),
-        }
-    }
-}
-
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn finish<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-    sums: [[L; VECTORS]; ROWS],
-    store: &Store,
-    y: *mut f32,
-) {
-    // SAFETY: the caller guarantees the bounds; partial stores keep to `columns`.
-    unsafe {
-        for (row, sums) in sums.iter().enumerate() {
-            let y = y.add(row * store.stride);
-            let biased = |v: usize| sums[v].add(L::load(store.bias.add(v * L::WIDTH)));
-            match store.epilogue {
+impl Store {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; the pointers lead to what the fields say.
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, epilogue: Epilogue) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            match epilogue {
+                Epilogue::Accumulate => self.accumulate::<L>(),
                 Epilogue::Activate(activation) => {
-                    for v in 0..VECTORS {
-                        put(apply(activation, biased(v)), y, v, store.columns);
-                    }
-                }
-                Epilogue::Accumulate => {
-                    for v in 0..VECTORS {
-                        let lanes = store.columns.saturating_sub(v * L::WIDTH).min(L::WIDTH);
-                        if lanes > 0 {
-                            let old = L::load_partial(y.add(v * L::WIDTH), lanes);
-                            put(old.add(biased(v)), y, v, store.columns);
-                        }
-                    }
+                    with_function!(activation, F => self.activate::<L, F>());
                 }
                 Epilogue::Gate(activation) => {
-                    for v in 0..VECTORS / 2 {
-                        let gate = apply(activation, biased(v));
-                        put(gate.mul(biased(v + VECTORS / 2)), y, v, store.columns);
-                    }
+                    with_function!(activation, F => self.gate::<L, F>());
                 }
             }
         }
     }
-}
 
-/// Stores vector `v` of a row of `columns` columns.
-///
-/// # Safety
-/// The CPU has the instruction set of `L`; `row` has `columns` writable columns.
-#[inline(always)]
-unsafe fn put<L: Lanes>(value: L, row: *mut f32, v: usize, columns: usize) {
-    let start = v * L::WIDTH;
-    if start >= columns {
-        return;
+    /// # Safety
+    /// As [`Self::run`]; `row < rows` and `column` starts a vector of the panel.
+    #[inline(always)]
+    unsafe fn sum<L: Lanes>(&self, row: usize, column: usize) -> L {
+        // SAFETY: the caller guarantees the bounds.
+        unsafe {
+            let sum = L::load(self.sums.add(row * L::WIDTH * TILE_VECTORS + column));
+            sum.add(L::load(self.bias.add(column)))
+        }
     }
-    // SAFETY: start < columns, and a store that would pass the end is partial.
-    unsafe {
-        match columns - start >= L::WIDTH {
-            true => value.store(row.add(start)),
-            false => value.store_partial(row.add(start), columns - start),
+
+    /// # Safety
+    /// As [`Self::run`].
+    #[inline(always)]
+    unsafe fn activate<L: Lanes, F: Function>(&self) {
+        for row in 0..self.rows {
+            let mut column = 0;
+            while column < self.columns {
+                // SAFETY: row < rows and column < columns; put keeps to the columns.
+                unsafe {
+                    let value = F::apply(self.sum::<L>(row, column));
+                    self.put(value, row, column);
+                }
+                column += L::WIDTH;
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`].
+    #[inline(always)]
+    unsafe fn accumulate<L: Lanes>(&self) {
+        for row in 0..self.rows {
+            let mut column = 0;
+            while column < self.columns {
+                // SAFETY: row < rows and column < columns; partial accesses keep to the columns.
+                unsafe {
+                    let y = self.y.add(row * self.stride + column);
+                    let lanes = (self.columns - column).min(L::WIDTH);
+                    let old =
+                        if lanes == L::WIDTH { L::load(y) } else { L::load_partial(y, lanes) };
+                    self.put(old.add(self.sum(row, column)), row, column);
+                }
+                column += L::WIDTH;
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`], for a panel of gates and values.
+    #[inline(always)]
+    unsafe fn gate<L: Lanes, F: Function>(&self) {
+        for row in 0..self.rows {
+            // SAFETY: row < rows; the panel's second vector holds the values.
+            unsafe {
+                let gate = F::apply(self.sum::<L>(row, 0));
+                self.put(gate.mul(self.sum(row, L::WIDTH)), row, 0);
+            }
+        }
+    }
+
+    /// Stores the vector that starts at `column`, as far as the columns go.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; `row < rows` and `column < columns`.
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, value: L, row: usize, column: usize) {
+        // SAFETY: a store that would pass the last column is partial.
+        unsafe {
+            let y = self.y.add(row * self.stride + column);
+            match self.columns - column >= L::WIDTH {
+                true => value.store(y),
+                false => value.store_partial(y, self.columns - column),
+            }
         }
     }
 }

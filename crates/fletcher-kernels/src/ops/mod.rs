@@ -5,3 +5,5 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod norm;
+pub(crate) mod rotary;
+pub(crate) mod tile;

@@ -1,76 +1,150 @@
-//! LayerNorm over rows (Ba et al. 2016), mean and variance in two passes.
+//! LayerNorm and RMSNorm, row by row, in two passes over values that stay in L1.
 
 use crate::isa::Lanes;
+use crate::ops::gemm::check_rows;
 
-/// One call's operands; `rows` is in place, `width` wide.
-#[derive(Debug)]
-pub(crate) struct LayerNorm<'a> {
-    pub(crate) rows: &'a mut [f32],
-    pub(crate) scale: &'a [f32],
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) eps: f32,
+/// Which normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x - mean) / sqrt(variance + eps) * scale + bias` (Ba et al. 2016).
+    Layer,
+    /// `x / sqrt(mean of squares + eps) * scale + bias` (Zhang and Sennrich 2019).
+    Rms,
 }
 
-/// # Safety
-/// The CPU has the instruction set of `L`; `rows` is a multiple of `scale`'s length, and `bias`
-/// as long as `scale`.
-#[inline(always)]
-pub(crate) unsafe fn layer_norm<L: Lanes>(op: LayerNorm<'_>) {
-    let width = op.scale.len();
-    let per_element = 1.0 / width as f32;
-    for row in op.rows.chunks_exact_mut(width) {
-        // SAFETY: all accesses go through `chunk`, whose ranges lie inside a row, and scale and
-        // bias are as long as a row.
-        unsafe {
-            let mut sum = L::splat(0.0);
-            for (start, lanes) in chunks::<L>(width) {
-                sum = sum.add(L::load_partial(row.as_ptr().add(start), lanes));
-            }
-            let mean = sum.sum() * per_element;
-            let mut square = L::splat(0.0);
-            for (start, lanes) in chunks::<L>(width) {
-                // Missing lanes load the mean itself and so add nothing.
-                let centred = centred::<L>(row.as_ptr().add(start), lanes, mean);
-                square = centred.fma(centred, square);
-            }
-            let variance = square.sum() * per_element;
-            let factor = L::splat(1.0 / (variance + op.eps).sqrt());
-            for (start, lanes) in chunks::<L>(width) {
-                let at = row.as_mut_ptr().add(start);
-                let scale = L::load_partial(op.scale.as_ptr().add(start), lanes);
-                let scaled = centred::<L>(at, lanes, mean).mul(factor);
-                let value = match op.bias {
-                    Some(bias) => {
-                        scaled.fma(scale, L::load_partial(bias.as_ptr().add(start), lanes))
-                    }
-                    None => scaled.mul(scale),
-                };
-                value.store_partial(at, lanes);
-            }
+/// The operands of a norm.
+#[derive(Debug)]
+pub struct Norm<'a> {
+    /// Which.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: f32,
+    /// One per column.
+    pub scale: &'a [f32],
+    /// One per column.
+    pub bias: Option<&'a [f32]>,
+    /// Rows of `output`.
+    pub rows: usize,
+    /// What is normalised, laid out like `output`; `None`: `output` itself.
+    pub input: Option<&'a [f32]>,
+    /// `rows` rows as wide as `scale` …
+    pub output: &'a mut [f32],
+    /// … that are this many elements apart.
+    pub stride: usize,
+}
+
+impl Norm<'_> {
+    /// Asserts what the kernel relies on.
+    pub(crate) fn check(&self) {
+        let columns = self.scale.len();
+        assert!(self.bias.is_none_or(|bias| bias.len() == columns), "one bias per column");
+        check_rows(self.output, self.rows, columns, self.stride);
+        if let Some(input) = self.input {
+            check_rows(input, self.rows, columns, self.stride);
         }
     }
 }
 
-/// `x - mean`, and 0 in missing lanes.
+/// Runs a norm.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; `lanes` values are readable.
+/// The CPU has the instruction set of `L`, and [`Norm::check`] has passed.
 #[inline(always)]
-unsafe fn centred<L: Lanes>(from: *const f32, lanes: usize, mean: f32) -> L {
-    // SAFETY: the caller's guarantee; the array holds the widest vector.
-    unsafe {
-        let value = L::load_partial(from, lanes).sub(L::splat(mean));
-        if lanes == L::WIDTH {
-            return value;
+pub(crate) unsafe fn norm<L: Lanes>(n: &mut Norm<'_>) {
+    let columns = n.scale.len();
+    for row in 0..n.rows {
+        // SAFETY: check has established `columns` elements in each row of both matrices.
+        unsafe {
+            let y = n.output.as_mut_ptr().add(row * n.stride);
+            let x = n.input.map_or(y.cast_const(), |input| input.as_ptr().add(row * n.stride));
+            let mean = match n.kind {
+                NormKind::Layer => sum::<L>(x, columns) / columns as f32,
+                NormKind::Rms => 0.0,
+            };
+            let variance = squares::<L>(x, columns, mean) / columns as f32;
+            let factor = L::splat(1.0 / (variance + n.eps).sqrt());
+            let mean = L::splat(mean);
+            let mut at = 0;
+            while at < columns {
+                let lanes = L::WIDTH.min(columns - at);
+                let value = read::<L>(x.add(at), lanes).sub(mean).mul(factor);
+                let scale = read::<L>(n.scale.as_ptr().add(at), lanes);
+                let value = match n.bias {
+                    Some(bias) => value.fma(scale, read(bias.as_ptr().add(at), lanes)),
+                    None => value.mul(scale),
+                };
+                write(value, y.add(at), lanes);
+                at += lanes;
+            }
         }
-        let mut kept = [0.0f32; 16];
-        value.store_partial(kept.as_mut_ptr(), lanes);
-        L::load_partial(kept.as_ptr(), L::WIDTH)
     }
 }
 
-/// Starts and lengths of the vectors that cover `width` elements.
+/// # Safety
+/// The CPU has the instruction set of `L`; `x` has `columns` elements.
 #[inline(always)]
-pub(crate) fn chunks<L: Lanes>(width: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..width).step_by(L::WIDTH).map(move |start| (start, L::WIDTH.min(width - start)))
+unsafe fn sum<L: Lanes>(x: *const f32, columns: usize) -> f32 {
+    // SAFETY: lanes at..at+lanes are inside the row.
+    unsafe {
+        let (mut total, mut at) = (L::splat(0.0), 0);
+        while at < columns {
+            let lanes = L::WIDTH.min(columns - at);
+            total = total.add(read(x.add(at), lanes));
+            at += lanes;
+        }
+        total.sum()
+    }
+}
+
+/// The sum of squared distances from `center`.
+///
+/// # Safety
+/// As [`sum`].
+#[inline(always)]
+unsafe fn squares<L: Lanes>(x: *const f32, columns: usize, center: f32) -> f32 {
+    // SAFETY: lanes at..at+lanes are inside the row.
+    unsafe {
+        let (mut total, mut at) = (L::splat(0.0), 0);
+        let whole = columns - columns % L::WIDTH;
+        while at < whole {
+            let distance = L::load(x.add(at)).sub(L::splat(center));
+            total = distance.fma(distance, total);
+            at += L::WIDTH;
+        }
+        if at < columns {
+            // The missing lanes stand at the center on both sides, so that they add nothing.
+            let ones = [1.0f32; 16];
+            let mask = L::load_partial(ones.as_ptr(), columns - at);
+            let center = L::splat(center).mul(mask);
+            let distance = L::load_partial(x.add(at), columns - at).sub(center);
+            total = distance.fma(distance, total);
+        }
+        total.sum()
+    }
+}
+
+/// # Safety
+/// The CPU has the instruction set of `L`; `from` has `lanes <= WIDTH` elements.
+#[inline(always)]
+pub(crate) unsafe fn read<L: Lanes>(from: *const f32, lanes: usize) -> L {
+    // SAFETY: the caller guarantees the lanes.
+    unsafe {
+        match lanes == L::WIDTH {
+            true => L::load(from),
+            false => L::load_partial(from, lanes),
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the instruction set of `L`; `to` has `lanes <= WIDTH` elements.
+#[inline(always)]
+pub(crate) unsafe fn write<L: Lanes>(value: L, to: *mut f32, lanes: usize) {
+    // SAFETY: the caller guarantees the lanes.
+    unsafe {
+        match lanes == L::WIDTH {
+            true => value.store(to),
+            false => value.store_partial(to, lanes),
+        }
+    }
 }

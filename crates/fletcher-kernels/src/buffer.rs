@@ -1,0 +1,118 @@
+//! Memory as the kernels like it: aligned to a cache line, zeroed, and with row lengths that do
+//! not make rows compete for the same cache sets.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Bytes of a cache line, and of the widest vector.
+const LINE: usize = 64;
+const LINE_FLOATS: usize = LINE / size_of::<f32>();
+
+/// Rows this many elements apart (2 KiB) fall into so few sets of a first-level cache that the
+/// rows of one register tile evict each other.
+const CONFLICT: usize = 512;
+
+/// The distance between rows, in elements, at which rows of `columns` are best laid out: whole
+/// cache lines, and never a multiple of 2 KiB.
+pub fn row_stride(columns: usize) -> usize {
+    let stride = columns.next_multiple_of(LINE_FLOATS);
+    if stride.is_multiple_of(CONFLICT) { stride + LINE_FLOATS } else { stride }
+}
+
+/// A fixed number of f32, zero at first, aligned to a cache line.
+///
+/// The zeros come from the allocator, so pages that nobody writes take no memory.
+pub struct AlignedBuffer {
+    data: NonNull<f32>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns plain numbers.
+unsafe impl Send for AlignedBuffer {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for AlignedBuffer {}
+
+impl AlignedBuffer {
+    /// Allocates `len` zeros; `None` when there is no memory for them.
+    pub fn try_new(len: usize) -> Option<Self> {
+        if len == 0 {
+            return Some(Self { data: NonNull::dangling(), len });
+        }
+        let layout = Self::layout(len)?;
+        // SAFETY: the layout's size is not zero.
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<f32>())?;
+        Some(Self { data, len })
+    }
+
+    /// Allocates `len` zeros.
+    ///
+    /// # Panics
+    /// Aborts like `Vec` when there is no memory for them.
+    pub fn new(len: usize) -> Self {
+        Self::try_new(len).unwrap_or_else(|| {
+            handle_alloc_error(Self::layout(len).unwrap_or_else(Layout::new::<f32>))
+        })
+    }
+
+    fn layout(len: usize) -> Option<Layout> {
+        Layout::from_size_align(len.checked_mul(size_of::<f32>())?, LINE).ok()
+    }
+}
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        if let (Some(layout), true) = (Self::layout(self.len), self.len > 0) {
+            // SAFETY: allocated with this very layout.
+            unsafe { dealloc(self.data.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `len` initialised elements (or none, dangling), owned by the buffer.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for AlignedBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBuffer({} f32)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zero_aligned_and_writable() {
+        for len in [0, 1, 15, 16, 1000] {
+            let mut buffer = AlignedBuffer::new(len);
+            assert!(buffer.iter().all(|&value| value == 0.0));
+            assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(LINE));
+            buffer.fill(1.0);
+            assert_eq!(buffer.iter().sum::<f32>(), len as f32);
+        }
+        assert!(AlignedBuffer::try_new(usize::MAX / 2).is_none());
+    }
+
+    #[test]
+    fn strides_avoid_powers_of_two() {
+        let cases =
+            [(1, 16), (16, 16), (17, 32), (384, 384), (512, 528), (1024, 1040), (1536, 1552)];
+        for (columns, stride) in cases {
+            assert_eq!(row_stride(columns), stride, "{columns} columns");
+        }
+    }
+}
