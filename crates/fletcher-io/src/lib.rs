@@ -25,4 +25,6 @@ pub use error::{SinkError, SourceError};
 pub use format::{SinkFormat, SourceFormat, UnknownFormat};
 pub use reference::{ReferenceRow, read_reference};
 pub use sink::{Sink, SinkOptions, SinkTarget, create_sink};
-pub use source::{Source, SourceInput, SourceOptions, SourceSchema, open_source};
+pub use source::{
+    Source, SourceInput, SourceOptions, SourceSchema, is_panic_expected, open_source,
+};

@@ -11,6 +11,7 @@ use arrow::record_batch::RecordBatch;
 use crate::chunk::Chunk;
 use crate::error::SourceError;
 use crate::source::columns::{Batches, text_index};
+use crate::source::guard::guarded;
 use crate::source::{Bytes, Source, SourceContext, SourceSchema, spool};
 
 const FORMAT: &str = "Arrow IPC";
@@ -30,12 +31,13 @@ pub(super) fn open(bytes: Bytes, context: SourceContext) -> Result<Box<dyn Sourc
     }
     if head.starts_with(FILE_MAGIC) {
         let file = bytes.into_file(head).map_err(|e| context.io(e))?;
-        let reader =
-            FileReader::try_new_buffered(file, None).map_err(|e| read_error(&context, e))?;
+        let reader = guarded(|| FileReader::try_new_buffered(file, None), ArrowError::IpcError)
+            .map_err(|e| read_error(&context, e))?;
         let schema = reader.schema();
         return Ok(Box::new(Arrow::new(reader, schema, true, context)?));
     }
-    let reader = StreamReader::try_new(BufReader::new(bytes.into_reader(head)), None)
+    let bytes = BufReader::new(bytes.into_reader(head));
+    let reader = guarded(|| StreamReader::try_new(bytes, None), ArrowError::IpcError)
         .map_err(|e| read_error(&context, e))?;
     let schema = reader.schema();
     Ok(Box::new(Arrow::new(reader, schema, false, context)?))
@@ -71,9 +73,9 @@ impl<R: Iterator<Item = Result<RecordBatch, ArrowError>> + Send> Source for Arro
             if let Some(chunk) = self.batches.next_chunk(&self.context)? {
                 return Ok(Some(chunk));
             }
-            match self.reader.next() {
-                Some(Ok(batch)) => self.batches.push(batch),
-                Some(Err(e)) => return Err(read_error(&self.context, e)),
+            let batch = guarded(|| self.reader.next().transpose(), ArrowError::IpcError);
+            match batch.map_err(|e| read_error(&self.context, e))? {
+                Some(batch) => self.batches.push(batch),
                 None => return Ok(None),
             }
         }

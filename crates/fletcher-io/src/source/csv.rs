@@ -2,32 +2,29 @@
 //!
 //! Quoted fields may hold line ends; blank lines between records are no rows. A record with more
 //! or fewer fields than the header is a row error. A quote that is never closed would swallow the
-//! rest of the file, so it is an error of the file: at the end of input, or once a record has
-//! grown beyond the limit.
+//! rows after it, so it is an error of the file.
 
-use std::io::{self, Read};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use csv::ByteRecord;
 
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
 use crate::source::columns::text_index;
+use crate::source::record_reader::{RecordError, RecordReader};
 use crate::source::{Bytes, Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "CSV";
 
 pub(super) struct Csv {
-    reader: csv::Reader<Metered>,
+    reader: RecordReader,
     delimiter: u8,
     text_index: usize,
     columns: SchemaRef,
     total_bytes: Option<u64>,
     next_row: u64,
-    record: ByteRecord,
     context: SourceContext,
     schema: SourceSchema,
 }
@@ -39,21 +36,10 @@ impl Csv {
         context: SourceContext,
     ) -> Result<Self, SourceError> {
         let total_bytes = bytes.len();
-        let metered = Metered {
-            reader: bytes.into_reader(),
-            budget: 0,
-            limit: context.limits.row_bytes,
-            bytes_read: 0,
-            last_byte: 0,
-        };
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .flexible(true)
-            .buffer_capacity(READ_BYTES)
-            .from_reader(metered);
-        reader.get_mut().start_record();
-        let header = reader.byte_headers().map_err(|e| read_error(&context, e, 1))?.clone();
-        let columns = Arc::new(header_schema(&header, &context)?);
+        let limit = context.limits.row_bytes;
+        let mut reader = RecordReader::new(bytes.into_reader(), delimiter, limit);
+        reader.next_record().map_err(|e| read_error(&context, e))?;
+        let columns = Arc::new(header_schema(&reader, &context)?);
         let text_index = text_index(&columns, &context)?;
         let schema = SourceSchema::Columns { schema: columns.clone(), one_dictionary: false };
         Ok(Self {
@@ -63,57 +49,30 @@ impl Csv {
             columns,
             total_bytes,
             next_row: 0,
-            record: ByteRecord::new(),
             context,
             schema,
         })
     }
 
-    /// Reads the next record into `self.record`; its line, or `None` at the end.
-    fn next_record(&mut self) -> Result<Option<u64>, SourceError> {
-        let line = self.reader.position().line();
-        self.reader.get_mut().start_record();
-        let found = self
-            .reader
-            .read_byte_record(&mut self.record)
-            .map_err(|e| read_error(&self.context, e, line))?;
-        if !found {
-            return Ok(None);
-        }
-        let line = self.record.position().map_or(line, csv::Position::line);
-        if self.swallowed_the_rest() {
-            let message = format!("the quote opened in the record of line {line} is never closed");
-            return Err(self.context.corrupt(FORMAT, message));
-        }
-        Ok(Some(line))
-    }
-
-    /// Whether the record just read is the last and its last field, being full of line ends, has
-    /// no closing quote. The parser itself forgives this.
-    fn swallowed_the_rest(&self) -> bool {
-        let last = self.record.get(self.record.len().saturating_sub(1)).unwrap_or_default();
-        let at_end = self.reader.get_ref().bytes_read == self.reader.position().byte();
-        at_end && last.contains(&b'\n') && self.reader.get_ref().last_byte != b'"'
-    }
-
-    /// The text of `self.record`, or what is wrong with the record.
+    /// The text of the record last read, or what is wrong with it.
     fn text(&self, line: u64) -> Result<String, RowError> {
         let location = RowLocation::Line(line);
         let expected = self.columns.fields().len();
-        if self.record.len() != expected {
-            let problem = RowProblem::FieldCount { expected, found: self.record.len() };
+        let found = self.reader.fields().len();
+        if found != expected {
+            let problem = RowProblem::FieldCount { expected, found };
             let delimiter = char::from(self.delimiter).to_string();
-            let fields: Vec<_> = self.record.iter().map(String::from_utf8_lossy).collect();
+            let fields: Vec<_> = self.reader.fields().map(String::from_utf8_lossy).collect();
             return Err(RowError { location, problem, raw: Some(fields.join(&delimiter)) });
         }
-        for (field, bytes) in self.columns.fields().iter().zip(self.record.iter()) {
+        for (field, bytes) in self.columns.fields().iter().zip(self.reader.fields()) {
             if let Err(e) = std::str::from_utf8(bytes) {
                 let place = format!("column {:?}", field.name());
                 let problem = RowProblem::InvalidUtf8 { place, valid_up_to: e.valid_up_to() };
                 return Err(RowError { location, problem, raw: None });
             }
         }
-        let bytes = self.record.get(self.text_index).unwrap_or_default();
+        let bytes = self.reader.fields().nth(self.text_index).unwrap_or_default();
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 }
@@ -130,11 +89,15 @@ impl Source for Csv {
         let mut texts = Vec::new();
         let mut bytes = 0;
         while texts.len() < limits.rows.max(1) && bytes < limits.bytes.max(1) {
-            let Some(line) = self.next_record()? else { break };
+            let line = self.reader.next_record().map_err(|e| read_error(&self.context, e))?;
+            let Some(line) = line else { break };
             texts.push(self.context.admit(self.text(line))?);
-            bytes += self.record.as_slice().len();
-            for (index, builder) in builders.iter_mut().enumerate() {
-                builder.append_option(self.record.get(index).map(String::from_utf8_lossy));
+            // A short record leaves nulls; a long one keeps its surplus in its error alone.
+            let mut fields = self.reader.fields();
+            for builder in &mut builders {
+                let field = fields.next();
+                bytes += field.map_or(0, <[u8]>::len);
+                builder.append_option(field.map(String::from_utf8_lossy));
             }
         }
         if texts.is_empty() {
@@ -153,14 +116,14 @@ impl Source for Csv {
     }
 
     fn bytes_read(&self) -> u64 {
-        self.reader.get_ref().bytes_read
+        self.reader.bytes_read()
     }
 }
 
 /// The header's names as string columns.
-fn header_schema(header: &ByteRecord, context: &SourceContext) -> Result<Schema, SourceError> {
-    let mut fields: Vec<Field> = Vec::with_capacity(header.len());
-    for name in header {
+fn header_schema(reader: &RecordReader, context: &SourceContext) -> Result<Schema, SourceError> {
+    let mut fields: Vec<Field> = Vec::with_capacity(reader.fields().len());
+    for name in reader.fields() {
         let name = std::str::from_utf8(name)
             .map_err(|_| context.corrupt(FORMAT, "the header is not UTF-8"))?;
         if fields.iter().any(|field| field.name() == name) {
@@ -172,56 +135,9 @@ fn header_schema(header: &ByteRecord, context: &SourceContext) -> Result<Schema,
     Ok(Schema::new(fields))
 }
 
-fn read_error(context: &SourceContext, error: csv::Error, line: u64) -> SourceError {
-    match error.into_kind() {
-        csv::ErrorKind::Io(e) if e.get_ref().is_some_and(|e| e.is::<RecordTooLong>()) => {
-            let limit = context.limits.row_bytes;
-            let message = format!(
-                "the record of line {line} is longer than {limit} bytes; a quote may be unclosed"
-            );
-            context.corrupt(FORMAT, message)
-        }
-        csv::ErrorKind::Io(e) => context.io(e),
-        other => context.corrupt(FORMAT, format!("line {line}: {other:?}")),
-    }
-}
-
-/// Bytes read at once.
-const READ_BYTES: usize = 256 << 10;
-
-/// Counts bytes and ends a record that grows without end.
-struct Metered {
-    reader: Box<dyn Read + Send>,
-    /// Bytes that may still be read for the current record.
-    budget: usize,
-    /// The longest record, in bytes.
-    limit: usize,
-    bytes_read: u64,
-    /// The last byte that is no line end.
-    last_byte: u8,
-}
-
-/// A record has outgrown its budget.
-#[derive(Debug, thiserror::Error)]
-#[error("the record is too long")]
-struct RecordTooLong;
-
-impl Metered {
-    fn start_record(&mut self) {
-        self.budget = self.limit;
-    }
-}
-
-impl Read for Metered {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.budget == 0 {
-            return Err(io::Error::other(RecordTooLong));
-        }
-        let read = self.reader.read(buffer)?;
-        self.budget = self.budget.saturating_sub(read);
-        self.bytes_read += read as u64;
-        let last = buffer[..read].iter().rev().find(|byte| !matches!(byte, b'\n' | b'\r'));
-        self.last_byte = last.copied().unwrap_or(self.last_byte);
-        Ok(read)
+fn read_error(context: &SourceContext, error: RecordError) -> SourceError {
+    match error {
+        RecordError::Io(e) => context.io(e),
+        other => context.corrupt(FORMAT, other),
     }
 }

@@ -89,7 +89,10 @@ impl LineReader {
 mod tests {
     use super::*;
 
-    fn lines(input: &[u8], limit: usize) -> Vec<Option<Vec<u8>>> {
+    /// Lines read; `None` where one was too long.
+    type Held = Vec<Option<Vec<u8>>>;
+
+    fn lines(input: &[u8], limit: usize) -> Held {
         let mut reader = LineReader::new(Box::new(io::Cursor::new(input.to_vec())), limit);
         let mut lines = Vec::new();
         while let Some(line) = reader.next_line().unwrap() {
@@ -106,7 +109,7 @@ mod tests {
     #[test]
     fn line_ends_marks_and_limits() {
         let some = |text: &str| Some(text.as_bytes().to_vec());
-        let cases: [(&[u8], Vec<Option<Vec<u8>>>); 9] = [
+        let cases: [(&[u8], Held); 9] = [
             (b"", vec![]),
             (b"a", vec![some("a")]),
             (b"a\n", vec![some("a")]),

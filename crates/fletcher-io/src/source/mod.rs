@@ -13,11 +13,15 @@ use crate::format::SourceFormat;
 mod arrow;
 mod columns;
 mod csv;
+mod guard;
 mod jsonl;
 mod line_reader;
 mod lines;
 mod parquet;
+mod record_reader;
 mod texts;
+
+pub use guard::is_panic_expected;
 
 /// Rows of texts, read a bounded chunk at a time.
 pub trait Source: Send {

@@ -4,11 +4,13 @@ use std::fs::File;
 
 use arrow::error::ArrowError;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 
 use crate::chunk::{Chunk, ChunkLimits};
 use crate::error::SourceError;
 use crate::source::columns::{Batches, text_index};
+use crate::source::guard::guarded;
 use crate::source::{Bytes, Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "Parquet";
@@ -24,14 +26,16 @@ pub(super) struct Parquet {
 impl Parquet {
     pub(super) fn open(bytes: Bytes, context: SourceContext) -> Result<Self, SourceError> {
         let file: File = bytes.into_file().map_err(|e| context.io(e))?;
-        let corrupt = |e: parquet::errors::ParquetError| context.corrupt(FORMAT, e);
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(corrupt)?;
+        let corrupt = |e: ParquetError| context.corrupt(FORMAT, e);
+        let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file), panicked)
+            .map_err(corrupt)?;
         let schema = builder.schema().clone();
         let batches = Batches::new(text_index(&schema, &context)?);
         let total_rows =
             u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or_default();
         let rows = batch_rows(builder.metadata(), context.limits);
-        let reader = builder.with_batch_size(rows).build().map_err(corrupt)?;
+        let builder = builder.with_batch_size(rows);
+        let reader = guarded(|| builder.build(), panicked).map_err(corrupt)?;
         let schema = SourceSchema::Columns { schema, one_dictionary: false };
         Ok(Self { reader, total_rows, batches, context, schema })
     }
@@ -47,9 +51,9 @@ impl Source for Parquet {
             if let Some(chunk) = self.batches.next_chunk(&self.context)? {
                 return Ok(Some(chunk));
             }
-            match self.reader.next() {
-                Some(Ok(batch)) => self.batches.push(batch),
-                Some(Err(e)) => return Err(read_error(&self.context, e)),
+            let batch = guarded(|| self.reader.next().transpose(), ArrowError::ParquetError);
+            match batch.map_err(|e| read_error(&self.context, e))? {
+                Some(batch) => self.batches.push(batch),
                 None => return Ok(None),
             }
         }
@@ -71,6 +75,10 @@ fn batch_rows(metadata: &ParquetMetaData, limits: ChunkLimits) -> usize {
         .unwrap_or_default();
     let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1);
     (limits.bytes / row_bytes).clamp(1, limits.rows.max(1))
+}
+
+fn panicked(message: String) -> ParquetError {
+    ParquetError::General(message)
 }
 
 fn read_error(context: &SourceContext, error: ArrowError) -> SourceError {
