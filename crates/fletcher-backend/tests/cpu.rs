@@ -28,6 +28,9 @@ fn golden_checkpoints() {
         let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
         for (isa, cpu) in backends() {
             let embedder = Embedder::new(golden.model(), cpu, EmbedderConfig::default()).unwrap();
+            let hidden = embedder.hidden(&sequences).unwrap();
+            let worst = common::max_abs(&hidden, &golden.hidden);
+            assert!(worst <= 2e-5, "{} on {isa:?}: states differ by {worst:e}", golden.name);
             let found = embedder.embed_ids(&sequences).unwrap();
             // The bound is for unit vectors; the others are scaled to what theirs would be.
             let largest = golden.vectors.iter().fold(1.0f32, |m, v| m.max(v.abs()));

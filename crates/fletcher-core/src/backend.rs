@@ -67,7 +67,7 @@ pub struct EmbeddingSource {
     pub position: Option<Tensor>,
     /// `types x hidden`; row 0 is added to every token.
     pub token_type: Option<Tensor>,
-    /// Row of the position table that a sequence's first token reads.
+    /// Where counting starts in the position table; see [`crate::spec::learned_rows`].
     pub position_offset: usize,
 }
 

@@ -61,8 +61,8 @@ pub struct LayerSpec {
 /// How a token learns where it stands.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Position {
-    /// A learned table; the token at place `i` of its sequence reads row `i + offset`
-    /// (RoBERTa starts behind its padding index).
+    /// A learned table; the token at place `i` of its sequence reads row `i + offset`, with
+    /// RoBERTa's exception told at [`learned_rows`].
     Learned {
         /// Row of a sequence's first token.
         offset: usize,
@@ -161,6 +161,23 @@ impl EncoderSpec {
             })
             .sum()
     }
+}
+
+/// The rows of a learned position table that a sequence reads.
+///
+/// Where counting starts behind a padding index (`offset - 1`), that index is also the padding
+/// token's id, and the reference neither counts such a token nor gives it a place: a text that
+/// spells `<pad>` out shifts all that follows.
+pub fn learned_rows(ids: &[u32], offset: usize) -> impl Iterator<Item = usize> {
+    let padding = offset.checked_sub(1);
+    let mut next = offset;
+    ids.iter().map(move |&id| {
+        if padding == Some(id as usize) {
+            return id as usize;
+        }
+        next += 1;
+        next - 1
+    })
 }
 
 /// Cosine and sine of every rotary angle: `positions x head_dim / 2` pairs.

@@ -5,7 +5,7 @@ use fletcher_core::backend::{
     PoolOp, Pooling, Slot,
 };
 use fletcher_core::pack::PackedBatch;
-use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
+use fletcher_core::spec::{Activation, EncoderSpec, learned_rows, rotary_table};
 use fletcher_core::weights::Tensor;
 use fletcher_kernels as kernels;
 
@@ -96,11 +96,12 @@ impl Backend for Cpu {
             self.kernels.add_scaled(out, &row, 1.0);
         };
         for sequence in batch.sequences() {
-            for (position, token) in sequence.enumerate() {
+            let positions = learned_rows(&batch.ids()[sequence.clone()], embedding.position_offset);
+            for (position, token) in positions.zip(sequence) {
                 let out = &mut hidden[token * stride..token * stride + d];
                 embedding.word.read_f32(batch.ids()[token] as usize * d, out);
                 if let Some(table) = &embedding.position {
-                    add(table, position + embedding.position_offset, out);
+                    add(table, position, out);
                 }
                 if let Some(table) = &embedding.token_type {
                     add(table, 0, out);

@@ -9,7 +9,7 @@ use crate::backend::{
     PoolOp, Slot,
 };
 use crate::pack::PackedBatch;
-use crate::spec::{EncoderSpec, rotary_table};
+use crate::spec::{EncoderSpec, learned_rows, rotary_table};
 
 mod math;
 pub use math::{activate, erf, pool};
@@ -151,9 +151,9 @@ impl Backend for Reference {
         let mut hidden = vec![0.0; batch.tokens() * d];
         let mut row = vec![0.0f32; d];
         for sequence in batch.sequences() {
-            for (position, token) in sequence.enumerate() {
+            let positions = learned_rows(&batch.ids()[sequence.clone()], embedding.position_offset);
+            for (position, token) in positions.zip(sequence) {
                 let out = &mut hidden[token * d..(token + 1) * d];
-                let position = position + embedding.position_offset;
                 let word = Some((&embedding.word, batch.ids()[token] as usize));
                 let position = embedding.position.as_ref().map(|table| (table, position));
                 let token_type = embedding.token_type.as_ref().map(|table| (table, 0));

@@ -4,7 +4,7 @@
 //! differ in engines that pad; both are held against the stored vectors.
 
 use fletcher_core::embedder::{EmbedOptions, Embedder};
-use fletcher_io::ReferenceRow;
+use fletcher_io::{ReferenceRow, SourceInput};
 
 use crate::args::VerifyArgs;
 use crate::config::{self, ModelConfig};
@@ -13,7 +13,8 @@ use crate::model;
 
 #[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: VerifyArgs) -> Result<(), Failure> {
-    let rows = fletcher_io::read_reference(&args.reference)?;
+    let input = SourceInput::Path(args.reference.clone());
+    let rows = fletcher_io::read_reference(input, None)?;
     if rows.is_empty() {
         let path = args.reference.display();
         return Err(Failure::input(format!("{path}: no reference rows")));

@@ -1,0 +1,311 @@
+//! The program as a user runs it: what is printed, what is written, and how it ends.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder that is removed with its content.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn golden(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    root.join(name).display().to_string()
+}
+
+fn fletcher(args: &[&str]) -> Output {
+    fletcher_with_input(args, b"")
+}
+
+fn fletcher_with_input(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    // The program may end before it has read everything, as it does on a bad argument.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    child.wait_with_output().expect("the program ends")
+}
+
+#[track_caller]
+fn check(output: &Output, code: i32, stderr_has: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "stderr: {stderr}");
+    for part in stderr_has {
+        assert!(stderr.contains(part), "{part:?} is not in: {stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+fn json_lines(bytes: &[u8]) -> Vec<serde_json::Value> {
+    let text = std::str::from_utf8(bytes).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn texts_as_arguments() {
+    let output = fletcher(&["embed", "The quick brown fox", "A fast auburn animal"]);
+    check(&output, 0, &["random weights"]);
+    let rows = json_lines(&output.stdout);
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["id"], 0);
+    assert_eq!(rows[1]["text"], "A fast auburn animal");
+    let vector = rows[0]["embedding"].as_array().expect("a vector");
+    let norm: f64 = vector.iter().map(|v| v.as_f64().unwrap().powi(2)).sum();
+    assert_eq!(vector.len(), 32);
+    assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+}
+
+#[test]
+fn lines_from_standard_input_keep_their_order() {
+    let input: String = (0..5000).map(|i| format!("line number {i}\n")).collect();
+    let output = fletcher_with_input(&["embed"], input.as_bytes());
+    check(&output, 0, &[]);
+    let rows = json_lines(&output.stdout);
+    assert_eq!(rows.len(), 5000);
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!(row["text"], format!("line number {i}"));
+    }
+}
+
+#[test]
+fn other_keys_stay_as_they_were() {
+    let input = b"{\"z\":1e400,\"text\":\"a\",\"big\":12345678901234567890123}\n{\"text\":\"b\"}\n";
+    let output = fletcher_with_input(&["embed", "-i", "-", "--input-format", "jsonl"], input);
+    check(&output, 0, &[]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.starts_with("{\"z\":1e400,\"text\":\"a\",\"big\":12345678901234567890123,"), "{text}");
+}
+
+#[test]
+fn every_input_through_every_output() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("in.jsonl"), "{\"text\":\"one\",\"n\":1}\n{\"text\":\"two\",\"n\":2}\n")
+        .unwrap();
+    std::fs::write(path("in.csv"), "text,n\none,1\n\"two, \"\"quoted\"\"\",2\n").unwrap();
+    std::fs::write(path("in.txt"), "one\r\ntwo\n").unwrap();
+    let run = |from: &str, to: &str| {
+        let output = fletcher(&["embed", "-i", &path(from), "-o", &path(to)]);
+        check(&output, 0, &[]);
+        assert!(Path::new(&path(to)).exists(), "{from} to {to}");
+    };
+    run("in.jsonl", "in.parquet");
+    run("in.jsonl", "in.arrow");
+    for (index, from) in ["in.jsonl", "in.csv", "in.txt", "in.parquet", "in.arrow"].iter().enumerate()
+    {
+        for to in ["jsonl", "parquet", "arrow", "arrows", "npy"] {
+            // A file that has a vector already needs another name for the new one.
+            let vector = if index > 2 { "second" } else { "vector" };
+            let to = path(&format!("out{index}.{to}"));
+            let args = ["embed", "-i", &path(from), "-o", &to, "--vector-column", vector];
+            check(&fletcher(&args), 0, &[]);
+            assert!(std::fs::metadata(&to).unwrap().len() > 100, "{from} to {to}");
+        }
+    }
+    let left: Vec<PathBuf> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left.len(), 5 + 25, "nothing temporary is left: {left:?}");
+}
+
+#[test]
+fn bad_rows_end_the_run_with_their_place() {
+    let folder = folder();
+    let out = folder.path().join("out.parquet").display().to_string();
+    let jsonl: &[&str] = &["embed", "-i", "-", "--input-format", "jsonl", "-o", &out];
+    let csv: &[&str] = &["embed", "-i", "-", "--input-format", "csv", "-o", &out];
+    let overlong: &[&str] = &["embed", "--overlong", "error", "-o", &out];
+    let long = "word ".repeat(500);
+    let cases: [(&[&str], &[u8], &[&str]); 7] = [
+        (jsonl, b"{\"text\":\"a\"}\n{\"text\": oops}\n", &["line 2", "not valid JSON"]),
+        (jsonl, b"{\"text\":\"a\"}\n{\"body\":\"b\"}\n", &["line 2", "text"]),
+        (jsonl, b"{\"text\":null}\n", &["line 1", "null"]),
+        (jsonl, b"{\"text\":\"a\"}\n[1]\n", &["line 2", "not a JSON object"]),
+        (csv, b"id,body\n1,a\n", &["no column \"text\"", "\"body\""]),
+        (jsonl, b"{\"text\":\"\xff\"}\n", &["line 1", "UTF-8"]),
+        (overlong, long.as_bytes(), &["row 1", "at most 64"]),
+    ];
+    for (args, input, expected) in cases {
+        check(&fletcher_with_input(args, input), 2, expected);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{args:?}");
+    }
+}
+
+#[test]
+fn skipped_rows_keep_their_place() {
+    let input = b"{\"text\":\"a\",\"n\":1}\n{oops\n{\"text\":null,\"n\":3}\n{\"text\":\"d\",\"n\":4}\n";
+    let args = ["embed", "-i", "-", "--input-format", "jsonl", "--on-error", "skip"];
+    let output = fletcher_with_input(&args, input);
+    check(&output, 0, &[]);
+    let rows = json_lines(&output.stdout);
+    assert_eq!(rows.len(), 4);
+    for (row, good) in rows.iter().zip([true, false, false, true]) {
+        assert_eq!(row["embedding"].is_array(), good, "{row}");
+        assert_eq!(row["error"].is_string(), !good, "{row}");
+    }
+    assert_eq!(rows[2]["n"], 3);
+}
+
+#[test]
+fn bad_usage_and_missing_files() {
+    let folder = folder();
+    let truncated = folder.path().join("cut.parquet").display().to_string();
+    std::fs::write(&truncated, b"PAR1 and nothing else").unwrap();
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["embed", "-m", "./no-such-folder", "x"], &["no such folder"]),
+        (&["embed", "-m", "nonsense", "x"], &["names no model", "org/name"]),
+        (&["embed", "-i", "no-such-file.jsonl"], &["no-such-file.jsonl", "No such file"]),
+        (&["embed", "-i", &truncated], &["cut.parquet", "damaged"]),
+        (&["embed", "-i", "x.weird"], &["x.weird"]),
+        (&["embed", "--prompt", "query", "x"], &["no prompt named `query`"]),
+        (&["embed", "--dimensions", "33", "x"], &["dimensions", "32"]),
+        (&["embed", "--threads", "0", "x"], &["--threads"]),
+        (&["embed", "--device", "cuda", "x"], &["cuda", "cpu"]),
+    ];
+    for (args, expected) in cases {
+        check(&fletcher(args), 2, expected);
+    }
+}
+
+#[test]
+fn broken_models_name_file_and_tensor() {
+    let folder = folder();
+    let copy = |edit: &dyn Fn(&Path)| {
+        let to = folder.path().join("model");
+        let _ = std::fs::remove_dir_all(&to);
+        copy_folder(Path::new(&golden("bert")), &to);
+        edit(&to);
+        to.display().to_string()
+    };
+    let config = |key: &'static str, value: &'static str| {
+        move |to: &Path| {
+            let file = to.join("config.json");
+            let mut json: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            json[key] = serde_json::from_str(value).unwrap();
+            std::fs::write(file, json.to_string()).unwrap();
+        }
+    };
+    let write = |name: &'static str, bytes: &'static [u8]| {
+        move |to: &Path| std::fs::write(to.join(name), bytes).unwrap()
+    };
+    let remove = |name: &'static str| move |to: &Path| std::fs::remove_file(to.join(name)).unwrap();
+    let cases: Vec<(Box<dyn Fn(&Path)>, &[&str])> = vec![
+        (Box::new(config("num_attention_heads", "0")), &["config.json", "num_attention_heads"]),
+        (Box::new(config("num_attention_heads", "5")), &["num_attention_heads", "divisor"]),
+        (Box::new(config("num_hidden_layers", "1000000000")), &["num_hidden_layers"]),
+        (Box::new(config("num_hidden_layers", "3")), &["encoder.layer.2", "missing"]),
+        (Box::new(config("hidden_size", "64")), &["shape", "word_embeddings"]),
+        (Box::new(config("vocab_size", "100")), &["shape"]),
+        (Box::new(config("model_type", "\"gpt9\"")), &["gpt9", "modernbert"]),
+        (Box::new(config("hidden_act", "\"mystery\"")), &["hidden_act", "mystery"]),
+        (Box::new(write("config.json", b"{\"a\":")), &["config.json", "not valid JSON"]),
+        (Box::new(write("config.json", b"[]")), &["config.json", "an object"]),
+        (Box::new(write("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}")), &["model.safetensors"]),
+        (Box::new(write("model.safetensors", b"")), &["model.safetensors"]),
+        (Box::new(write("tokenizer.json", b"{}")), &["tokenizer.json"]),
+        (Box::new(write("modules.json", b"{}")), &["modules.json"]),
+        (Box::new(remove("config.json")), &["config.json", "no such file"]),
+        (Box::new(remove("model.safetensors")), &["model.safetensors"]),
+        (Box::new(remove("1_Pooling/config.json")), &["1_Pooling/config.json"]),
+    ];
+    for (edit, expected) in cases {
+        let model = copy(&edit);
+        check(&fletcher(&["embed", "-m", &model, "x"]), 2, expected);
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn verify_passes_on_the_right_model_and_fails_on_another() {
+    let reference = format!("{}/reference.jsonl", golden("mpnet"));
+    let right = fletcher(&["verify", "-m", &golden("mpnet"), "--reference", &reference]);
+    check(&right, 0, &[]);
+    let text = String::from_utf8(right.stdout).unwrap();
+    assert!(text.contains("invariant    yes") && text.ends_with("verified\n"), "{text}");
+    let wrong = golden("mpnet");
+    let args = ["verify", "-m", &wrong, "--prefix", "x ", "--reference", &reference];
+    check(&fletcher(&args), 1, &["not those of"]);
+}
+
+#[test]
+fn info_tells_the_models_facts() {
+    let output = fletcher(&["info", "-m", &golden("nomic-native")]);
+    check(&output, 0, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["NomicBERT", "fingerprint", "prompt", "(default)", "device cpu", "threads"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+}
+
+/// `head -1` takes one line and leaves.
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_ends_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+        .args(["embed", "-i", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    drop(child.stdout.take());
+    let feed = std::thread::spawn(move || {
+        for _ in 0..20_000 {
+            if stdin.write_all(b"some text\n").is_err() {
+                return;
+            }
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    feed.join().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("error"));
+}
+
+/// A stop signal in the middle of a run leaves nothing behind.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_leaves_nothing() {
+    let folder = folder();
+    let out = folder.path().join("out.parquet");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+        .args(["embed", "-i", "-", "-o", &out.display().to_string()])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all("a text\n".repeat(10_000).as_bytes()).unwrap();
+    // The temporary file shows that the run is under way; its input stays open.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while std::fs::read_dir(folder.path()).unwrap().count() == 0 {
+        assert!(std::time::Instant::now() < deadline, "the run did not begin");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
