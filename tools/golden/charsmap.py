@@ -1,7 +1,7 @@
 """Precompiled SentencePiece normalisation: a tiny map for the fixtures, the full one on demand.
 
-XLM-RoBERTa's tokenizer carries `nmt_nfkc`, 240 kB. The fixtures carry a map of a hundred rules in the
-same format, which the same code reads.
+XLM-RoBERTa's tokenizer carries `nmt_nfkc`, 240 kB. The fixtures carry a map of a hundred rules in
+the same format, which the same code reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tiny random encoders of each architecture, and the ways in which checkpoints in the wild store them.
+"""Tiny random encoders of each architecture, in the forms that checkpoints in the wild have.
 
-Every parameter gets a value that matters: norms are not the identity, biases are not zero, attention
-is not uniform. A forward pass that skips or swaps anything gives visibly different vectors.
+Every parameter gets a value that matters: norms are not the identity, biases are not zero,
+attention is not uniform. A forward pass that skips or swaps anything gives visibly different vectors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def rewrite_tensors(folder: Path, rewrite) -> None:
 def rewrite_json(path: Path, rewrite) -> None:
     """Replaces a JSON object by what `rewrite` makes of it."""
     value = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(rewrite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(rewrite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def masked_lm_of_2018(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,7 +58,10 @@ def masked_lm_of_2018(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     vocab = tensors["embeddings.word_embeddings.weight"].shape[0]
     positions = tensors["embeddings.position_embeddings.weight"].shape[0]
     old = {
-        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        "bert."
+        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
         for name, t in tensors.items()
         if not name.startswith("pooler.")
     }
@@ -70,7 +75,7 @@ def masked_lm_of_2018(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def nomic_original_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """NomicBERT as nomic-embed-text-v1.5 stores it: fused Wqkv, fc11 (value), fc12 (gate), emb_ln."""
+    """NomicBERT as nomic-embed-text-v1.5 has it: fused Wqkv, fc11 (value), fc12 (gate), emb_ln."""
     names = {
         "embeddings.LayerNorm": "emb_ln",
         "self_attn.o_proj": "attn.out_proj",
@@ -85,7 +90,9 @@ def nomic_original_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.
         if "self_attn.k_proj" in name or "self_attn.v_proj" in name:
             continue
         if "self_attn.q_proj" in name:
-            parts = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            parts = [
+                tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")
+            ]
             tensor, name = torch.cat(parts), name.replace("self_attn.q_proj", "attn.Wqkv")
         for new, old in names.items():
             name = name.replace(new, old)
@@ -139,7 +146,7 @@ def nomic_original_config(native: dict) -> dict:
 
 
 def modernbert_config_of_transformers_4(config: dict) -> dict:
-    """ModernBERT-base's own keys: two thetas and a period instead of rope_parameters and layer_types."""
+    """ModernBERT-base's own keys: two thetas and a period, no rope_parameters or layer_types."""
     rope = config.pop("rope_parameters")
     config["global_rope_theta"] = rope["full_attention"]["rope_theta"]
     config["local_rope_theta"] = rope["sliding_attention"]["rope_theta"]

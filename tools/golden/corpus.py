@@ -70,7 +70,8 @@ TEXTS = [
     "a",
     "How do I reset my password when the email never arrives? The train was late.",
     "L'été dernier, nous avons visité un château près de la forêt; größer, naß!",
-    "Zero\u0000width\u200bjoiners 👩\u200d💻 and cafe\u0301 vs caf\u00e9, \ufb01ne \uff26\uff35\uff2c\uff2c width",
+    "Zero\u0000width\u200bjoiners 👩\u200d💻 and cafe\u0301 vs caf\u00e9, "
+    "\ufb01ne \uff26\uff35\uff2c\uff2c width",
     "我们今天去图书馆看书。 السلام عليكم",
     "tabs\tand\r\nnewlines\n\n  keep   their    place ",
     "3.14159 + 2 = 5.14159, isn't it? #hash @user http://example.org/a_b?c=d&e=f",

@@ -27,7 +27,7 @@ POOLING_FLAGS = {
 
 @dataclass
 class Head:
-    """The part of a model after the encoder, and the text-side settings of sentence-transformers."""
+    """The part of a model after the encoder, and sentence-transformers' text-side settings."""
 
     pooling: tuple[str, ...] = ("mean",)
     """Pooling modes; their outputs are concatenated."""
@@ -53,13 +53,20 @@ def write_head(folder: Path, head: Head, hidden: int) -> None:
         modules.append((path, "Dense"))
     if head.normalize:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    write_json(folder / "modules.json", [module_entry(i, p, k, head.style) for i, (p, k) in enumerate(modules)])
+    write_json(
+        folder / "modules.json",
+        [module_entry(i, p, k, head.style) for i, (p, k) in enumerate(modules)],
+    )
     if head.max_seq_length is not None:
         write_json(
             folder / "sentence_bert_config.json",
             {"max_seq_length": head.max_seq_length, "do_lower_case": False},
         )
-    versions = {"sentence_transformers": f"{head.style}.0.0", "transformers": "5.23.0", "pytorch": "2.15.0"}
+    versions = {
+        "sentence_transformers": f"{head.style}.0.0",
+        "transformers": "5.23.0",
+        "pytorch": "2.15.0",
+    }
     settings: dict = {"__version__": versions}
     if head.prompts:
         settings |= {"prompts": head.prompts, "default_prompt_name": head.default_prompt_name}
@@ -71,7 +78,11 @@ def pooling_config(head: Head, hidden: int) -> dict:
     """1_Pooling/config.json in the style of the head."""
     if head.style >= 6:
         mode = head.pooling[0] if len(head.pooling) == 1 else list(head.pooling)
-        return {"embedding_dimension": hidden, "pooling_mode": mode, "include_prompt": head.include_prompt}
+        return {
+            "embedding_dimension": hidden,
+            "pooling_mode": mode,
+            "include_prompt": head.include_prompt,
+        }
     flags = {flag: mode in head.pooling for mode, flag in POOLING_FLAGS.items()}
     return {"word_embedding_dimension": hidden, **flags, "include_prompt": head.include_prompt}
 
@@ -80,7 +91,11 @@ def module_entry(index: int, path: str, kind: str, style: int) -> dict:
     """One row of modules.json."""
     package = "sentence_transformers.models"
     if style >= 6:
-        package = "sentence_transformers.sentence_transformer.modules" if kind == "Pooling" else "sentence_transformers.base.modules"
+        package = (
+            "sentence_transformers.sentence_transformer.modules"
+            if kind == "Pooling"
+            else "sentence_transformers.base.modules"
+        )
         package += "." + kind.lower()
     return {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
 

@@ -1,4 +1,4 @@
-"""Writes tests/golden: tiny random checkpoints with the vectors that transformers computes for them.
+"""Writes tests/golden: tiny random checkpoints with the vectors transformers computes for them.
 
     pip install -r requirements.txt
     python make.py [--out DIR] [NAME]...
@@ -7,10 +7,11 @@ Each folder is an ordinary sentence-transformers (or plain Hugging Face) folder 
 
 - golden.safetensors: `ids` (i32, packed), `cu_seqlens` (i32), `hidden` (f32 [tokens, d], the last
   hidden state) and `vectors` (f32 [rows, dim], the final output), one sequence at a time;
-- reference.jsonl: `{"text", "embedding"}` through SentenceTransformer.encode, default prompt included.
+- reference.jsonl: `{"text", "embedding"}` through SentenceTransformer.encode, default prompt
+  included.
 
-The reference arithmetic is f64 (rotary angles f32, as transformers has them), rounded to f32 once at
-the end, so a fixture's own error is below the last bit. Output is the same on every run.
+The reference arithmetic is f64 (rotary angles f32, as transformers has them), rounded to f32 once
+at the end, so a fixture's own error is below the last bit. Output is the same on every run.
 """
 
 from __future__ import annotations
@@ -114,19 +115,22 @@ def write_golden(model: SentenceTransformer, folder: Path, tokenizer) -> None:
 
 
 def write_reference(model: SentenceTransformer, folder: Path) -> None:
-    """The texts of corpus.py and one that spells special tokens, through SentenceTransformer.encode."""
+    """The texts of corpus.py and one that spells special tokens, through encode."""
     tokenizer = model.tokenizer
     special = f"a {tokenizer.pad_token} b{tokenizer.mask_token}c {tokenizer.sep_token} d"
     texts = [*TEXTS, special]
     embeddings = model.encode(texts, batch_size=8, show_progress_bar=False)
     with (folder / "reference.jsonl").open("w", encoding="utf-8") as file:
         for text, embedding in zip(texts, embeddings, strict=True):
-            row = {"text": text, "embedding": [float(f"{x:.9g}") for x in embedding.astype(np.float32)]}
+            row = {
+                "text": text,
+                "embedding": [float(f"{x:.9g}") for x in embedding.astype(np.float32)],
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def check_invertible(folder: Path, variant: Variant) -> None:
-    """Where sentence-transformers can open the finished folder, it must still give these vectors."""
+    """Where sentence-transformers opens the finished folder, it must still give these vectors."""
     if not variant.opens_in_python:
         return
     rows = [json.loads(line) for line in (folder / "reference.jsonl").open(encoding="utf-8")]
@@ -141,11 +145,12 @@ def readme() -> str:
     lines = [
         "# Golden checkpoints",
         "",
-        "Written by `python tools/golden/make.py` (pinned versions beside it); do not edit. Each folder is an",
-        "ordinary model folder with random weights, plus `golden.safetensors` (packed `ids`, `cu_seqlens`,",
-        "`hidden`, `vectors`) and `reference.jsonl` (`text`, `embedding`), computed in f64 and rounded to f32.",
-        "The last text of each `reference.jsonl` spells special tokens. `tokens-*.jsonl` hold token ids of",
-        "hostile texts (`python tools/golden/tokens.py`).",
+        "Written by `python tools/golden/make.py` (pinned versions beside it); do not edit. Each",
+        "folder is an ordinary model folder with random weights, plus `golden.safetensors`",
+        "(packed `ids`, `cu_seqlens`, `hidden`, `vectors`) and `reference.jsonl` (`text`,",
+        "`embedding`), computed in f64 and rounded to f32. The last text of `reference.jsonl`",
+        "spells special tokens. `tokens-*.jsonl` hold token ids of hostile texts and come from",
+        "`python tools/golden/tokens.py`.",
         "",
         "| folder | what it is |",
         "|---|---|",

@@ -12,8 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers import trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     BertTokenizer,
     CamembertTokenizer,
@@ -53,7 +61,9 @@ def wordpiece_vocab(specials: list[str], size: int, lowercase: bool = True) -> d
             for start, piece in substrings(word, longest=10):
                 counts = characters if len(piece) == 1 else pieces
                 counts[piece if start == 0 else "##" + piece] += 1
-    alphabet = sorted(sorted(characters), key=lambda c: -characters[c])[: (size - len(specials)) // 3]
+    alphabet = sorted(sorted(characters), key=lambda c: -characters[c])[
+        : (size - len(specials)) // 3
+    ]
     chosen = most_useful(pieces, size - len(specials) - len(alphabet))
     return {piece: index for index, piece in enumerate(specials + sorted(alphabet) + chosen)}
 
@@ -70,7 +80,7 @@ def bert(size: int = 512, lowercase: bool = True, **keywords) -> BertTokenizer:
 
 
 def mpnet(size: int = 320, **keywords) -> MPNetTokenizer:
-    """MPNet keeps RoBERTa's special tokens in front of BERT's pieces, with [UNK] among the pieces."""
+    """RoBERTa's special tokens in front of BERT's pieces, with [UNK] among the pieces."""
     specials = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]
     return MPNetTokenizer(vocab=wordpiece_vocab(specials, size), **keywords)
 

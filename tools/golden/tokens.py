@@ -2,9 +2,9 @@
 
     python tokens.py
 
-A row is `{"text", "ids", "cut"}`: all ids, and the ids under truncation to CUT tokens, special tokens
-included in both. A text too long to store is `{"piece", "times"}`, and its ids `{"count", "sha256"}`
-over little-endian 32-bit ids.
+A row is `{"text", "ids", "cut"}`: all ids, and the ids under truncation to CUT tokens, special
+tokens included in both. A text too long to store is `{"piece", "times"}`, and its ids
+`{"count", "sha256"}` over little-endian 32-bit ids.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ HOSTILE = [
     "a" + "\u0301" * 40,
     "\u1e9b\u0323 \u0344 \u0958 \uac00 \u1100\u1161\u11a8",
     "İstanbul ıssız Straße ẞ ΣΊΣΥΦΟΣ ς ǅ Ǆ \u0130\u0307",
-    "\ufb01ne \ufb02ow \ufb00 \u2167 \u338f \u00bd \u2460 \uff26\uff35\uff2c\uff2c \uff11\uff12 \uff76\uff9e",
+    "\ufb01ne \ufb02ow \ufb00 \u2167 \u338f \u00bd \u2460 "
+    "\uff26\uff35\uff2c\uff2c \uff11\uff12 \uff76\uff9e",
     "我们今天去图书馆看书，明天去公园。",
     "日本語のテキスト ひらがな カタカナ \u3042\u3099",
     "한국어 텍스트 \u1112\u1161\u11ab",
@@ -81,9 +82,9 @@ HOSTILE = [
     "3.14159 -273.15 1,000,000 1e-10 0x1F 2026-11-23T12:34:56Z 50% $9.99 €5 £3",
     "user@example.org https://example.org/a/b?c=d&e=f#g C:\\path\\file.txt foo_bar-baz.qux",
     "!@#$%^&*()_+-=[]{}|;':\",./<>?`~ ¡¿«»‹›„“”‘’–—…•†‡§¶©®™°±×÷",
-    "{\"key\": [1, 2.5, null, true], \"nested\": {\"a\": \"b\\n\"}}",
-    "fn main() { println!(\"{}\", x[0] & 0xff << 2); } // comment",
-    "<p class=\"a\">Hello &amp; <b>world</b></p>",
+    '{"key": [1, 2.5, null, true], "nested": {"a": "b\\n"}}',
+    'fn main() { println!("{}", x[0] & 0xff << 2); } // comment',
+    '<p class="a">Hello &amp; <b>world</b></p>',
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "a" * 101,
     "ab" * 50 + " " + "é" * 100 + " " + "é" * 101 + " " + "我" * 120,

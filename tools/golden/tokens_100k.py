@@ -3,9 +3,10 @@
     python tokens_100k.py MODEL CORPUS.txt IDS.jsonl [--count 100000] [--seed 7]
     cargo run --release -p fletcher-core --example compare_tokens -- MODEL IDS.jsonl
 
-Half of the texts are lines of the corpus as they are or joined to a few hundred words; the others are
-such lines with hostile characters put in, pieces of the hostile texts of tokens.py glued together, and
-random code points. Rows are `{"text", "ids", "cut"}`, `cut` under truncation to CUT tokens.
+Half of the texts are lines of the corpus as they are or joined to a few hundred words; the others
+are such lines with hostile characters put in, pieces of the hostile texts of tokens.py glued
+together, and random code points. Rows are `{"text", "ids", "cut"}`, `cut` under truncation to
+CUT tokens.
 """
 
 from __future__ import annotations
@@ -71,11 +72,16 @@ def disturbed(generator: random.Random, text: str, specials: list[str]) -> str:
             first, last = generator.choice(BLOCKS)
             characters.insert(at, chr(generator.randint(first, last)))
         elif kind < 0.6:
-            characters.insert(at, generator.choice(["\u0301", "\u200d", "\u200b", "\u0000", "\u00a0", "\ufeff"]))
+            characters.insert(
+                at, generator.choice(["\u0301", "\u200d", "\u200b", "\u0000", "\u00a0", "\ufeff"])
+            )
         elif kind < 0.75:
             characters.insert(at, generator.choice(specials))
         elif kind < 0.9:
-            characters.insert(at, generator.choice([" ", "\n", "\t", "-", "'", ".", "…"]) * generator.randint(1, 5))
+            characters.insert(
+                at,
+                generator.choice([" ", "\n", "\t", "-", "'", ".", "…"]) * generator.randint(1, 5),
+            )
         else:
             characters = list("".join(characters).upper())
     return "".join(characters)

@@ -95,14 +95,16 @@ def legacy_bert(folder: Path) -> None:
 
     def keys_of_2018(config: dict) -> dict:
         kept = ("hidden_act", "hidden_size", "initializer_range", "intermediate_size", "vocab_size")
-        kept += ("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "type_vocab_size")
-        return {"architectures": ["BertForMaskedLM"], "model_type": "bert"} | {key: config[key] for key in kept}
+        kept += ("max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+        kept += ("type_vocab_size",)
+        old = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+        return old | {key: config[key] for key in kept}
 
     checkpoints.rewrite_json(folder / "config.json", keys_of_2018)
 
 
 def fixed_padding(folder: Path) -> None:
-    """tokenizer.json asks for truncation to 12 and padding to 12; sentence_bert_config.json says 24.
+    """tokenizer.json asks for 12 tokens, padded or cut; sentence_bert_config.json says 24.
 
     Published MiniLM folders have this contradiction, and sentence_bert_config.json wins.
     """
@@ -135,11 +137,13 @@ def nomic_original(folder: Path) -> None:
 
 def modernbert_4(folder: Path) -> None:
     """The same configuration under the keys of transformers 4."""
-    checkpoints.rewrite_json(folder / "config.json", checkpoints.modernbert_config_of_transformers_4)
+    checkpoints.rewrite_json(
+        folder / "config.json", checkpoints.modernbert_config_of_transformers_4
+    )
 
 
 def modernbert_config(vocab: int, width: int = 32) -> ModernBertConfig:
-    """Four layers, global and local; a token sees four neighbours on each side in the local ones."""
+    """Four layers; in the local ones a token sees four neighbours on each side."""
     shape = SHAPE | {"num_hidden_layers": 4, "max_position_embeddings": 100}
     shape |= {"hidden_size": width, "intermediate_size": 2 * width - 8}
     special = {"bos_token_id": vocab - 4, "cls_token_id": vocab - 4, "eos_token_id": vocab - 3}
@@ -156,7 +160,10 @@ def modernbert_config(vocab: int, width: int = 32) -> ModernBertConfig:
     )
 
 
-NOMIC = SHAPE | {"max_position_embeddings": 96, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+NOMIC = SHAPE | {
+    "max_position_embeddings": 96,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+}
 NOMIC_PROMPTS = {"search_query": "search_query: ", "search_document": "search_document: "}
 NOMIC_TOKENIZER = functools.partial(tiny_tokenizers.bert, 300, model_max_length=96)
 
@@ -198,8 +205,8 @@ VARIANTS = [
     ),
     Variant(
         name="bert-legacy",
-        note="BERT as a plain folder of 2018: `bert.` prefix, LayerNorm gamma/beta, MLM head, no pooler, "
-        "vocab.txt, no modules.json (mean pooling, not normalised), no layer_norm_eps",
+        note="BERT as a plain folder of 2018: `bert.` prefix, LayerNorm gamma/beta, MLM head, "
+        "no pooler, vocab.txt, no modules.json (mean pooling, not normalised), no layer_norm_eps",
         tokenizer=lambda: tiny_tokenizers.bert(300, model_max_length=64),
         config=config(BertConfig, SHAPE),
         edit=legacy_bert,
@@ -213,7 +220,7 @@ VARIANTS = [
     ),
     Variant(
         name="xlm-roberta",
-        note="XLM-RoBERTa: Unigram with Metaspace after a precompiled SentencePiece map, cls pooling",
+        note="XLM-RoBERTa: Unigram with Metaspace after a SentencePiece map, cls pooling",
         tokenizer=lambda: tiny_tokenizers.xlm_roberta(320, charsmap.tiny(), model_max_length=64),
         config=config(XLMRobertaConfig, ROBERTA),
         head=Head(pooling=("cls",)),
@@ -230,7 +237,12 @@ VARIANTS = [
         note="DistilBERT: its own tensor names and config keys, no token types, cls pooling",
         tokenizer=lambda: tiny_tokenizers.bert(300, model_max_length=64),
         config=lambda vocab: DistilBertConfig(
-            vocab_size=vocab, dim=32, hidden_dim=64, n_layers=3, n_heads=4, max_position_embeddings=64
+            vocab_size=vocab,
+            dim=32,
+            hidden_dim=64,
+            n_layers=3,
+            n_heads=4,
+            max_position_embeddings=64,
         ),
         head=Head(pooling=("cls",), max_seq_length=48),
     ),
@@ -257,7 +269,8 @@ VARIANTS = [
     ),
     Variant(
         name="nomic-original",
-        note="The same weights under the GPT-2-style keys and fused tensors of nomic-embed-text-v1.5; prompts, no default",
+        note="The same weights under the GPT-2-style keys and fused tensors of "
+        "nomic-embed-text-v1.5; prompts, no default",
         tokenizer=NOMIC_TOKENIZER,
         config=config(NomicBertConfig, NOMIC, vocab_size=320),
         head=Head(prompts=NOMIC_PROMPTS),
@@ -267,7 +280,7 @@ VARIANTS = [
     ),
     Variant(
         name="modernbert",
-        note="ModernBERT: pre-norm, GeGLU, two rotary thetas, local windows of 8 in two of four layers",
+        note="ModernBERT: pre-norm, GeGLU, two rotary thetas, windows of 8 in two of four layers",
         tokenizer=lambda: tiny_tokenizers.modernbert(model_max_length=100),
         config=modernbert_config,
         head=Head(),
@@ -280,20 +293,91 @@ VARIANTS = [
         head=Head(pooling=("cls",)),
         edit_after=modernbert_4,
     ),
-    small_bert("bert-cls", "cls pooling", head=Head(pooling=("cls",))),
-    small_bert("bert-max", "max pooling, not normalised", head=Head(pooling=("max",), normalize=False)),
-    small_bert("bert-last", "last-token pooling", head=Head(pooling=("lasttoken",))),
-    small_bert("bert-sqrt-len", "mean_sqrt_len pooling, not normalised", head=Head(pooling=("mean_sqrt_len_tokens",), normalize=False)),
-    small_bert("bert-weighted", "weightedmean pooling", head=Head(pooling=("weightedmean",))),
-    small_bert("bert-max-mean", "max and mean, concatenated in sentence-transformers' own order", head=Head(pooling=("max", "mean"))),
-    small_bert("bert-mean-cls", "mean and cls, concatenated in the order that version 6 lists", head=Head(pooling=("mean", "cls"), style=6)),
-    small_bert("bert-dense", "Dense module, 16 → 24, tanh, bias", head=Head(dense=(24, "Tanh", True))),
-    small_bert("bert-dense-linear", "Dense module, 32 → 8, no activation, no bias, after max and mean", head=Head(pooling=("max", "mean"), dense=(8, "Identity", False), style=6)),
-    small_bert("bert-f16", "weights stored as F16", dtype=torch.float16),
-    small_bert("bert-bf16", "weights stored as BF16", dtype=torch.bfloat16),
-    small_bert("bert-sharded", "weights in shards with an index", shard_size="12KB"),
-    small_bert("bert-fixed-padding", "tokenizer.json pads and truncates to 12, sentence_bert_config.json says 24", head=Head(max_seq_length=24), edit=fixed_padding),
-    small_bert("bert-left", "truncation from the left", tokenizer=lambda: tiny_tokenizers.bert(200, model_max_length=24, truncation_side="left")),
-    small_bert("bert-prompt", "default prompt, left out of the pooling (include_prompt false)", head=Head(prompts={"query": "the question: ", "passage": ""}, default_prompt_name="query", include_prompt=False)),
-    small_bert("bert-cased", "case and accents kept (do_lower_case false), relu", tokenizer=lambda: tiny_tokenizers.bert(200, lowercase=False, model_max_length=40), config=config(BertConfig, SMALL, hidden_act="relu"), weights_of=None),
+    small_bert(
+        "bert-cls",
+        "cls pooling",
+        head=Head(pooling=("cls",)),
+    ),
+    small_bert(
+        "bert-max",
+        "max pooling, not normalised",
+        head=Head(pooling=("max",), normalize=False),
+    ),
+    small_bert(
+        "bert-last",
+        "last-token pooling",
+        head=Head(pooling=("lasttoken",)),
+    ),
+    small_bert(
+        "bert-sqrt-len",
+        "mean_sqrt_len pooling, not normalised",
+        head=Head(pooling=("mean_sqrt_len_tokens",), normalize=False),
+    ),
+    small_bert(
+        "bert-weighted",
+        "weightedmean pooling",
+        head=Head(pooling=("weightedmean",)),
+    ),
+    small_bert(
+        "bert-max-mean",
+        "max and mean, concatenated in sentence-transformers' own order",
+        head=Head(pooling=("max", "mean")),
+    ),
+    small_bert(
+        "bert-mean-cls",
+        "mean and cls, concatenated in the order that version 6 lists",
+        head=Head(pooling=("mean", "cls"), style=6),
+    ),
+    small_bert(
+        "bert-dense",
+        "Dense module, 16 → 24, tanh, bias",
+        head=Head(dense=(24, "Tanh", True)),
+    ),
+    small_bert(
+        "bert-dense-linear",
+        "Dense module, 32 → 8, no activation, no bias, after max and mean",
+        head=Head(pooling=("max", "mean"), dense=(8, "Identity", False), style=6),
+    ),
+    small_bert(
+        "bert-f16",
+        "weights stored as F16",
+        dtype=torch.float16,
+    ),
+    small_bert(
+        "bert-bf16",
+        "weights stored as BF16",
+        dtype=torch.bfloat16,
+    ),
+    small_bert(
+        "bert-sharded",
+        "weights in shards with an index",
+        shard_size="12KB",
+    ),
+    small_bert(
+        "bert-fixed-padding",
+        "tokenizer.json pads and truncates to 12, sentence_bert_config.json says 24",
+        head=Head(max_seq_length=24),
+        edit=fixed_padding,
+    ),
+    small_bert(
+        "bert-left",
+        "truncation from the left",
+        tokenizer=lambda: tiny_tokenizers.bert(200, model_max_length=24, truncation_side="left"),
+    ),
+    small_bert(
+        "bert-prompt",
+        "default prompt, left out of the pooling (include_prompt false)",
+        head=Head(
+            prompts={"query": "the question: ", "passage": ""},
+            default_prompt_name="query",
+            include_prompt=False,
+        ),
+    ),
+    small_bert(
+        "bert-cased",
+        "case and accents kept (do_lower_case false), relu",
+        tokenizer=lambda: tiny_tokenizers.bert(200, lowercase=False, model_max_length=40),
+        config=config(BertConfig, SMALL, hidden_act="relu"),
+        weights_of=None,
+    ),
 ]

@@ -35,7 +35,9 @@ def arguments() -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="NAME", help="one of the model's prompts by name")
     prompt.add_argument("--prefix", metavar="STRING", help="a prompt spelled out; empty for none")
-    parser.add_argument("--f64", action="store_true", help="compute in f64, round to f32 at the end")
+    parser.add_argument(
+        "--f64", action="store_true", help="compute in f64, round to f32 at the end"
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="ROWS", help="rows at a time (1)")
     parser.add_argument("--limit", type=int, metavar="ROWS", help="only the first ROWS texts")
     parser.add_argument("--device", default="cpu", help="torch device (cpu)")
