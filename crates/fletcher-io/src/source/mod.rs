@@ -14,6 +14,7 @@ mod arrow;
 mod columns;
 mod csv;
 mod guard;
+mod ipc_reader;
 mod jsonl;
 mod line_reader;
 mod lines;
@@ -166,7 +167,7 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
         SourceFormat::Csv => Box::new(csv::Csv::open(bytes, b',', context)?),
         SourceFormat::Tsv => Box::new(csv::Csv::open(bytes, b'\t', context)?),
         SourceFormat::Parquet => Box::new(parquet::Parquet::open(bytes, context)?),
-        SourceFormat::Arrow => arrow::open(bytes, context)?,
+        SourceFormat::Arrow => Box::new(arrow::Arrow::open(bytes, context)?),
     })
 }
 

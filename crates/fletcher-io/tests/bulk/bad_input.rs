@@ -1,12 +1,15 @@
 //! Input that is wrong: an error that names file and place, or a row kept without a vector.
 
 use std::fs;
+use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
-use fletcher_io::{OnError, SinkError, SourceError, VectorsView, create_sink, open_source};
+use fletcher_io::{
+    OnError, SinkError, SourceError, VectorsView, create_sink, is_panic_expected, open_source,
+};
 use serde_json::json;
 
 use crate::support::*;
@@ -118,13 +121,17 @@ fn a_bad_file_is_an_error_whatever_the_policy() {
     }
 }
 
-/// Bits to flip in each byte in turn.
-const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
-
 #[test]
 fn damage_anywhere_is_an_error_or_harmless_but_never_a_panic() {
     let folder = Folder::new();
-    for name in ["in.parquet", "in.arrow", "in.arrows"] {
+    // Thousands of expected panics need no report; others do.
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if !is_panic_expected() {
+            report(panic);
+        }
+    }));
+    for name in ["in.parquet", "in.arrow", "in.arrows", "zstd.arrow"] {
         let whole = fs::read(folder.write_batch(name, &sample(), 4)).unwrap();
         let damaged = folder.path(&format!("damaged.{}", name.rsplit('.').next().unwrap()));
         let read_all = |bytes: &[u8]| {
@@ -139,11 +146,9 @@ fn damage_anywhere_is_an_error_or_harmless_but_never_a_panic() {
             assert!(cut.is_err() || name == "in.arrows", "{name} cut to {length} bytes");
         }
         for place in 0..whole.len() {
-            for flip in FLIPS {
-                let mut bytes = whole.clone();
-                bytes[place] ^= flip;
-                let _ = read_all(&bytes);
-            }
+            let mut bytes = whole.clone();
+            bytes[place] ^= [0x01, 0x80, 0xff][place % 3];
+            let _ = read_all(&bytes);
         }
     }
 }

@@ -37,6 +37,8 @@ fn inputs(folder: &Folder) -> Vec<PathBuf> {
         folder.write("bom.tsv", format!("\u{feff}{tsv}")),
         folder.write_batch("in.parquet", &sample(), 5),
         folder.write_batch("in.arrow", &sample(), 5),
+        folder.write_batch("zstd.arrow", &sample(), 5),
+        folder.write_batch("lz4.arrow", &sample(), 5),
         folder.write_batch("in.arrows", &sample(), 2),
     ]
 }
@@ -328,6 +330,13 @@ fn sources_know_their_size_and_place() {
     assert_eq!(source.total_bytes(), Some(7));
     while source.next_chunk().unwrap().is_some() {}
     assert_eq!(source.bytes_read(), 7);
+
+    for name in ["in.arrow", "in.arrows"] {
+        let arrow = folder.write_batch(name, &batch, 3);
+        let mut source = open_source(source_options(&arrow)).unwrap();
+        while source.next_chunk().unwrap().is_some() {}
+        assert_eq!(source.total_bytes(), Some(source.bytes_read()), "{name}");
+    }
 
     let parquet = folder.write_batch("in.parquet", &batch, 3);
     let source = open_source(source_options(&parquet)).unwrap();

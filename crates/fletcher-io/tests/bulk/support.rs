@@ -8,8 +8,9 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Float32Array, Int64Array, StringArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::Float32Type;
+use arrow::ipc::CompressionType;
 use arrow::ipc::reader::{FileReader, StreamReader};
-use arrow::ipc::writer::{FileWriter, StreamWriter};
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
     Chunk, ChunkLimits, OnError, SinkError, SinkOptions, SinkTarget, SourceError, SourceInput,
@@ -133,6 +134,7 @@ impl Folder {
     }
 
     /// A record batch as a file of the format that its name says, `n` rows a batch or row group.
+    /// Arrow files whose name begins with a codec's are compressed by it.
     pub(crate) fn write_batch(&self, name: &str, batch: &RecordBatch, n: usize) -> PathBuf {
         let path = self.path(name);
         let file = File::create(&path).unwrap();
@@ -149,7 +151,11 @@ impl Folder {
                 writer.close().unwrap();
             }
             "arrow" => {
-                let mut writer = FileWriter::try_new(file, &batch.schema()).unwrap();
+                let codec = name.starts_with("zstd").then_some(CompressionType::ZSTD);
+                let codec = codec.or(name.starts_with("lz4").then_some(CompressionType::LZ4_FRAME));
+                let options = IpcWriteOptions::default().try_with_compression(codec).unwrap();
+                let schema = batch.schema();
+                let mut writer = FileWriter::try_new_with_options(file, &schema, options).unwrap();
                 parts.for_each(|part| writer.write(&part).unwrap());
                 writer.finish().unwrap();
             }
