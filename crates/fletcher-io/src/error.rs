@@ -67,7 +67,7 @@ pub enum SourceError {
         row: RowError,
     },
     /// The file is damaged or not of its format: nothing after this point can be read.
-    #[error("{file} is damaged or not a {format} file: {message}; write it anew")]
+    #[error("{file} is damaged, or not {format}: {message}; write it anew")]
     Corrupt {
         /// The path, or "standard input".
         file: String,

@@ -4,10 +4,11 @@ use arrow::error::ArrowError;
 
 use crate::chunk::Chunk;
 use crate::error::SourceError;
+use crate::source::bytes::Bytes;
 use crate::source::columns::{Batches, text_index};
 use crate::source::guard::guarded;
 use crate::source::ipc_reader::IpcReader;
-use crate::source::{Bytes, Source, SourceContext, SourceSchema};
+use crate::source::{Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "Arrow IPC";
 
@@ -24,7 +25,7 @@ pub(super) struct Arrow {
 impl Arrow {
     pub(super) fn open(bytes: Bytes, context: SourceContext) -> Result<Self, SourceError> {
         let total_bytes = bytes.len();
-        let reader = guarded(|| IpcReader::open(bytes.into_reader()), ArrowError::IpcError)
+        let reader = guarded(|| IpcReader::open(bytes), ArrowError::IpcError)
             .map_err(|e| read_error(&context, e))?;
         let schema = reader.schema().clone();
         let batches = Batches::new(text_index(&schema, &context)?);
@@ -63,6 +64,7 @@ impl Source for Arrow {
 fn read_error(context: &SourceContext, error: ArrowError) -> SourceError {
     match error {
         ArrowError::IoError(_, source) => context.io(source),
+        ArrowError::IpcError(message) => context.corrupt(FORMAT, message),
         other => context.corrupt(FORMAT, other),
     }
 }

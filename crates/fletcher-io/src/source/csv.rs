@@ -12,9 +12,10 @@ use arrow::record_batch::RecordBatch;
 
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
+use crate::source::bytes::Bytes;
 use crate::source::columns::text_index;
 use crate::source::record_reader::{RecordError, RecordReader};
-use crate::source::{Bytes, Source, SourceContext, SourceSchema};
+use crate::source::{Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "CSV";
 

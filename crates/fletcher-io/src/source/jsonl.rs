@@ -9,9 +9,10 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
+use crate::source::bytes::Bytes;
 use crate::source::line_reader::LineReader;
 use crate::source::lines::text_of;
-use crate::source::{Bytes, Source, SourceContext, SourceSchema};
+use crate::source::{Source, SourceContext, SourceSchema};
 
 pub(super) struct Jsonl {
     reader: LineReader,

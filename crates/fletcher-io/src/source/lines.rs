@@ -2,8 +2,9 @@
 
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
+use crate::source::bytes::Bytes;
 use crate::source::line_reader::{Line, LineReader};
-use crate::source::{Bytes, Source, SourceContext, SourceSchema};
+use crate::source::{Source, SourceContext, SourceSchema};
 
 pub(super) struct Lines {
     reader: LineReader,

@@ -1,6 +1,5 @@
 //! Sources: one trait, one file a format.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
@@ -9,8 +8,10 @@ use ::arrow::datatypes::SchemaRef;
 use crate::chunk::{Chunk, ChunkLimits, OnError, RowError};
 use crate::error::SourceError;
 use crate::format::SourceFormat;
+use crate::source::bytes::Bytes;
 
 mod arrow;
+mod bytes;
 mod columns;
 mod csv;
 mod guard;
@@ -158,8 +159,8 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
     };
     let bytes = match input {
         SourceInput::Texts(texts) => return Ok(Box::new(texts::Texts::new(texts, limits))),
-        SourceInput::Path(path) => Bytes::File(open_file(&path).map_err(|e| context.io(e))?),
-        SourceInput::Stdin => Bytes::Stdin,
+        SourceInput::Path(path) => Bytes::open(&path).map_err(|e| context.io(e))?,
+        SourceInput::Stdin => Bytes::Stream(Box::new(io::stdin())),
     };
     Ok(match format {
         SourceFormat::Lines => Box::new(lines::Lines::new(bytes, context)),
@@ -169,55 +170,4 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
         SourceFormat::Parquet => Box::new(parquet::Parquet::open(bytes, context)?),
         SourceFormat::Arrow => Box::new(arrow::Arrow::open(bytes, context)?),
     })
-}
-
-/// Opens a file for reading; a folder is refused here, since reading it fails less clearly later.
-fn open_file(path: &std::path::Path) -> io::Result<File> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder, not a file"));
-    }
-    Ok(file)
-}
-
-/// An open input, before anything was read.
-enum Bytes {
-    File(File),
-    Stdin,
-}
-
-impl Bytes {
-    /// Size, where it is a regular file.
-    fn len(&self) -> Option<u64> {
-        match self {
-            Self::File(file) => {
-                file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
-            }
-            Self::Stdin => None,
-        }
-    }
-
-    /// The bytes in order.
-    fn into_reader(self) -> Box<dyn io::Read + Send> {
-        match self {
-            Self::File(file) => Box::new(file),
-            Self::Stdin => Box::new(io::stdin()),
-        }
-    }
-
-    /// The bytes as a seekable file: what is not one is copied to an unnamed temporary file.
-    fn into_file(self) -> io::Result<File> {
-        match self {
-            Self::File(file) if file.metadata()?.is_file() => Ok(file),
-            other => spool(other.into_reader()),
-        }
-    }
-}
-
-/// Copies a stream to an unnamed temporary file, at its start.
-fn spool(mut reader: impl io::Read) -> io::Result<File> {
-    let mut file = tempfile::tempfile()?;
-    io::copy(&mut reader, &mut file)?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file)
 }

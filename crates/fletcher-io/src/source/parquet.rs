@@ -9,9 +9,10 @@ use parquet::file::metadata::ParquetMetaData;
 
 use crate::chunk::{Chunk, ChunkLimits};
 use crate::error::SourceError;
+use crate::source::bytes::Bytes;
 use crate::source::columns::{Batches, text_index};
 use crate::source::guard::guarded;
-use crate::source::{Bytes, Source, SourceContext, SourceSchema};
+use crate::source::{Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "Parquet";
 

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn records_know_their_line() {
-        let cases: [(&str, &[(u64, &[&str])]); 8] = [
+        type Wanted<'a> = &'a [(u64, &'a [&'a str])];
+        let cases: [(&str, Wanted<'_>); 8] = [
             ("", &[]),
             ("\n\r\n", &[]),
             ("a,b\n1,2\n", &[(1, &["a", "b"]), (2, &["1", "2"])]),
