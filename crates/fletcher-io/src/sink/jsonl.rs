@@ -17,8 +17,8 @@ const RAW_COLUMN: &str = "raw";
 pub(super) struct Jsonl {
     output: Output,
     context: SinkContext,
-    /// The lines of one chunk.
-    lines: Vec<u8>,
+    /// The line in the making.
+    line: Vec<u8>,
 }
 
 /// What a line gets beside its own columns.
@@ -30,37 +30,38 @@ struct Added<'a> {
 
 impl Jsonl {
     pub(super) fn new(output: Output, context: SinkContext) -> Self {
-        Self { output, context, lines: Vec::new() }
+        Self { output, context, line: Vec::new() }
     }
 
-    /// Adds the vector and the error to an object, closing it. `open` is the object without its
+    /// Writes an object with the vector and the error added. `open` is the object without its
     /// closing brace.
-    fn push(&mut self, open: &[u8], added: &Added<'_>) -> io::Result<()> {
-        let lines = &mut self.lines;
-        lines.extend_from_slice(open);
-        let key = |lines: &mut Vec<u8>, name: &str| -> io::Result<()> {
-            if lines.trim_ascii_end().last() != Some(&b'{') {
-                lines.push(b',');
+    fn write_line(&mut self, open: &[u8], added: &Added<'_>) -> io::Result<()> {
+        let line = &mut self.line;
+        line.clear();
+        line.extend_from_slice(open);
+        let key = |line: &mut Vec<u8>, name: &str| -> io::Result<()> {
+            if line.trim_ascii_end().last() != Some(&b'{') {
+                line.push(b',');
             }
-            serde_json::to_writer(&mut *lines, name)?;
-            lines.push(b':');
+            serde_json::to_writer(&mut *line, name)?;
+            line.push(b':');
             Ok(())
         };
-        key(lines, &self.context.vector_column)?;
+        key(line, &self.context.vector_column)?;
         match added.error {
-            None => serde_json::to_writer(&mut *lines, added.vector)?,
+            None => serde_json::to_writer(&mut *line, added.vector)?,
             Some(error) => {
-                lines.extend_from_slice(b"null");
-                key(lines, ERROR_COLUMN)?;
-                serde_json::to_writer(&mut *lines, error)?;
+                line.extend_from_slice(b"null");
+                key(line, ERROR_COLUMN)?;
+                serde_json::to_writer(&mut *line, error)?;
             }
         }
         if let Some(raw) = added.raw {
-            key(lines, RAW_COLUMN)?;
-            serde_json::to_writer(&mut *lines, raw)?;
+            key(line, RAW_COLUMN)?;
+            serde_json::to_writer(&mut *line, raw)?;
         }
-        lines.extend_from_slice(b"}\n");
-        Ok(())
+        line.extend_from_slice(b"}\n");
+        self.output.write_all(line)
     }
 
     /// Refuses an object that already has a key which is to be added.
@@ -88,15 +89,20 @@ impl Sink for Jsonl {
             Payload::Columns(batch) => self.batch_lines(batch)?,
             Payload::Texts | Payload::Objects(_) => Vec::new(),
         };
+        // Columns have no broken row but a record of too many fields, which may have a field `raw`.
+        let raw_is_free = self.context.vector_column != RAW_COLUMN && !has_raw(&chunk.payload);
         let mut column_lines = columns.split(|byte| *byte == b'\n');
-        self.lines.clear();
         for (index, text) in chunk.texts.iter().enumerate() {
             let row = chunk.first_row + index as u64;
             let start = index * self.context.dim;
             let added = Added {
                 vector: &vectors.values[start..start + self.context.dim],
                 error: errors[index].as_deref(),
-                raw: text.as_ref().err().and_then(|error| error.raw.as_deref()),
+                raw: text
+                    .as_ref()
+                    .err()
+                    .filter(|_| raw_is_free)
+                    .and_then(|error| error.raw.as_deref()),
             };
             let own;
             let object: &[u8] = match &chunk.payload {
@@ -114,9 +120,8 @@ impl Sink for Jsonl {
                 Payload::Columns(_) => column_lines.next().unwrap_or(b"{}"),
             };
             let open = object.strip_suffix(b"}").unwrap_or(object);
-            self.push(open, &added).map_err(|e| self.context.io(e))?;
+            self.write_line(open, &added).map_err(|e| self.context.io(e))?;
         }
-        self.output.write_all(&self.lines).map_err(|e| self.context.io(e))?;
         if self.output.is_stream() {
             self.output.flush().map_err(|e| self.context.io(e))?;
         }
@@ -138,6 +143,14 @@ impl Jsonl {
             message: format!("a column cannot be written as JSON ({e}); write parquet or arrow"),
         })?;
         Ok(writer.into_inner())
+    }
+}
+
+/// Whether the rows have a column of their own where a broken row would be kept.
+fn has_raw(payload: &Payload) -> bool {
+    match payload {
+        Payload::Texts | Payload::Objects(_) => false,
+        Payload::Columns(batch) => batch.column_by_name(RAW_COLUMN).is_some(),
     }
 }
 

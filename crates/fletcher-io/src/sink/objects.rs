@@ -47,7 +47,7 @@ impl Objects {
 
     /// A key of the objects whose name is to be added by the sink, and its row, from 1.
     pub(super) fn find_clash(
-        &mut self,
+        &self,
         rows: &[(u64, Option<String>)],
         reserved: &[&str],
         first_row: u64,

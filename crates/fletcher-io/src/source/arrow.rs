@@ -46,7 +46,7 @@ impl Source for Arrow {
             }
             let batch = guarded(|| self.reader.next_batch(), ArrowError::IpcError);
             match batch.map_err(|e| read_error(&self.context, e))? {
-                Some(batch) => self.batches.push(batch),
+                Some(batch) => self.batches.push(batch, &self.context)?,
                 None => return Ok(None),
             }
         }

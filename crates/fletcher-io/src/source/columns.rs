@@ -1,11 +1,8 @@
 //! Record batches as chunks: what Parquet, Arrow and CSV share.
 
-use std::collections::VecDeque;
-
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::compute::cast;
+use arrow::array::{Array, ArrayRef, AsArray, LargeStringArray, StringArray, StringViewArray};
+use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Schema};
-use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
@@ -44,74 +41,161 @@ fn is_text(data_type: &DataType) -> bool {
 pub(super) struct Batches {
     text_index: usize,
     next_row: u64,
-    /// What is left of the batches read.
-    pending: VecDeque<RecordBatch>,
+    /// What is left of the batch last read.
+    pending: Option<Pending>,
+}
+
+struct Pending {
+    batch: RecordBatch,
+    texts: TextColumn,
+    /// Rows of the batch that have gone.
+    taken: usize,
+    /// Mean size of a row, without its text.
+    row_bytes: usize,
 }
 
 impl Batches {
     pub(super) fn new(text_index: usize) -> Self {
-        Self { text_index, next_row: 0, pending: VecDeque::new() }
+        Self { text_index, next_row: 0, pending: None }
     }
 
-    /// Takes a batch as read from the file.
-    pub(super) fn push(&mut self, batch: RecordBatch) {
-        if batch.num_rows() > 0 {
-            self.pending.push_back(batch);
-        }
+    /// Takes a batch as read from the file, the last one being used up.
+    pub(super) fn push(
+        &mut self,
+        batch: RecordBatch,
+        context: &SourceContext,
+    ) -> Result<(), SourceError> {
+        let texts = TextColumn::new(batch.column(self.text_index))
+            .ok_or_else(|| context.corrupt("text", "the text column has changed its type"))?;
+        let others = batch.columns().iter().enumerate().filter(|(i, _)| *i != self.text_index);
+        let bytes: usize = others.map(|(_, column)| column_bytes(column)).sum();
+        let row_bytes = bytes.div_ceil(batch.num_rows().max(1));
+        self.pending = Some(Pending { batch, texts, taken: 0, row_bytes });
+        Ok(())
     }
 
-    /// The next chunk of the batches pushed; `None` when more must be read.
+    /// The next chunk of the batch pushed; `None` when another must be read.
     pub(super) fn next_chunk(
         &mut self,
         context: &SourceContext,
     ) -> Result<Option<Chunk>, SourceError> {
-        let Some(batch) = self.pending.pop_front() else { return Ok(None) };
-        let rows = chunk_rows(&batch, context);
-        let head = batch.slice(0, rows);
-        if rows < batch.num_rows() {
-            self.pending.push_front(batch.slice(rows, batch.num_rows() - rows));
-        }
+        let Some(pending) = &mut self.pending else { return Ok(None) };
         let first_row = self.next_row;
-        self.next_row += rows as u64;
-        let texts = strings(head.column(self.text_index))
-            .map_err(|e| context.corrupt("columnar", e))?
-            .into_iter()
-            .zip(first_row + 1..)
-            .map(|(text, row)| {
-                context.admit(text.ok_or_else(|| RowError {
-                    location: RowLocation::Row(row),
-                    problem: RowProblem::NullText { column: context.text_column.clone() },
-                    raw: None,
-                }))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Some(Chunk { first_row, texts, payload: Payload::Columns(head) }))
+        let mut texts = Vec::new();
+        let mut bytes = 0;
+        while texts.len() < context.limits.rows.max(1)
+            && bytes < context.limits.bytes.max(1)
+            && pending.taken + texts.len() < pending.batch.num_rows()
+        {
+            let text = pending.texts.get(pending.taken + texts.len());
+            bytes += pending.row_bytes + text.map_or(0, str::len);
+            let text = text.map(str::to_owned).ok_or_else(|| RowError {
+                location: RowLocation::Row(first_row + texts.len() as u64 + 1),
+                problem: RowProblem::NullText { column: context.text_column.clone() },
+                raw: None,
+            });
+            texts.push(context.admit(text)?);
+        }
+        if texts.is_empty() {
+            self.pending = None;
+            return Ok(None);
+        }
+        let batch = pending.batch.slice(pending.taken, texts.len());
+        pending.taken += texts.len();
+        self.next_row += texts.len() as u64;
+        Ok(Some(Chunk { first_row, texts, payload: Payload::Columns(batch) }))
     }
 }
 
-/// How many of a batch's first rows fit one chunk, by the mean size of its rows; at least one.
-fn chunk_rows(batch: &RecordBatch, context: &SourceContext) -> usize {
-    let bytes: usize = batch
-        .columns()
-        .iter()
-        .map(|column| {
-            column
-                .to_data()
-                .get_slice_memory_size()
-                .unwrap_or_else(|_| column.get_array_memory_size())
-        })
-        .sum();
-    let row_bytes = bytes.div_ceil(batch.num_rows().max(1)).max(1);
-    (context.limits.bytes / row_bytes).min(context.limits.rows).clamp(1, batch.num_rows().max(1))
+/// What a column's rows take; a dictionary's values, which rows share, do not count.
+fn column_bytes(column: &ArrayRef) -> usize {
+    let rows = match column.as_any_dictionary_opt() {
+        Some(dictionary) => dictionary.keys().to_data(),
+        None => column.to_data(),
+    };
+    rows.get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
 }
 
-/// The strings of a text column, whichever way Arrow lays them out.
-pub(crate) fn strings(column: &ArrayRef) -> Result<Vec<Option<String>>, ArrowError> {
-    let owned = |text: Option<&str>| text.map(str::to_owned);
-    Ok(match column.data_type() {
-        DataType::Utf8 => column.as_string::<i32>().iter().map(owned).collect(),
-        DataType::LargeUtf8 => column.as_string::<i64>().iter().map(owned).collect(),
-        DataType::Utf8View => column.as_string_view().iter().map(owned).collect(),
-        _ => strings(&cast(column, &DataType::LargeUtf8)?)?,
-    })
+/// Strings, whichever way Arrow lays them out.
+enum TextColumn {
+    Small(StringArray),
+    Large(LargeStringArray),
+    View(StringViewArray),
+    Dictionary {
+        /// Per row the index of its value.
+        keys: Vec<usize>,
+        nulls: Option<NullBuffer>,
+        values: Box<TextColumn>,
+    },
+}
+
+impl TextColumn {
+    /// `None` where the column holds no text.
+    fn new(column: &ArrayRef) -> Option<Self> {
+        Some(match column.data_type() {
+            DataType::Utf8 => Self::Small(column.as_string().clone()),
+            DataType::LargeUtf8 => Self::Large(column.as_string().clone()),
+            DataType::Utf8View => Self::View(column.as_string_view().clone()),
+            DataType::Dictionary(..) => {
+                let dictionary = column.as_any_dictionary();
+                // A dictionary of no values has only null rows, and no indices to compute.
+                let keys = match dictionary.values().is_empty() {
+                    true => vec![0; column.len()],
+                    false => dictionary.normalized_keys(),
+                };
+                let values = Box::new(Self::new(dictionary.values())?);
+                Self::Dictionary { keys, nulls: column.nulls().cloned(), values }
+            }
+            _ => return None,
+        })
+    }
+
+    /// The text of a row within the column; `None` where it is null.
+    fn get(&self, row: usize) -> Option<&str> {
+        match self {
+            Self::Small(texts) => texts.is_valid(row).then(|| texts.value(row)),
+            Self::Large(texts) => texts.is_valid(row).then(|| texts.value(row)),
+            Self::View(texts) => texts.is_valid(row).then(|| texts.value(row)),
+            Self::Dictionary { keys, nulls, values } => {
+                let valid = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+                if valid { values.get(keys[row]) } else { None }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{DictionaryArray, Int8Array};
+    use arrow::datatypes::Int8Type;
+    use std::sync::Arc;
+
+    #[test]
+    fn every_layout_gives_its_texts() {
+        let want = [Some("a"), None, Some(""), Some("a")];
+        let nowhere = StringArray::from(Vec::<&str>::new());
+        let in_values = StringArray::from(vec![Some("a"), None]);
+        let cases: [(ArrayRef, [Option<&str>; 4]); 6] = [
+            (Arc::new(StringArray::from_iter(want)), want),
+            (Arc::new(LargeStringArray::from_iter(want)), want),
+            (Arc::new(StringViewArray::from_iter(want)), want),
+            (Arc::new(want.into_iter().collect::<DictionaryArray<Int8Type>>()), want),
+            (
+                Arc::new(DictionaryArray::new(
+                    Int8Array::from(vec![0, 1, 1, 0]),
+                    Arc::new(in_values),
+                )),
+                [Some("a"), None, None, Some("a")],
+            ),
+            (Arc::new(DictionaryArray::new(Int8Array::new_null(4), Arc::new(nowhere))), [None; 4]),
+        ];
+        for (column, want) in cases {
+            for (offset, length) in [(0, 4), (1, 3), (4, 0)] {
+                let texts = TextColumn::new(&column.slice(offset, length)).unwrap();
+                let got: Vec<_> = (0..length).map(|row| texts.get(row)).collect();
+                assert_eq!(got, want[offset..], "{:?}", column.data_type());
+            }
+        }
+    }
 }

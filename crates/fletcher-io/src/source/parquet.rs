@@ -54,7 +54,7 @@ impl Source for Parquet {
             }
             let batch = guarded(|| self.reader.next().transpose(), ArrowError::ParquetError);
             match batch.map_err(|e| read_error(&self.context, e))? {
-                Some(batch) => self.batches.push(batch),
+                Some(batch) => self.batches.push(batch, &self.context)?,
                 None => return Ok(None),
             }
         }
@@ -71,7 +71,12 @@ fn batch_rows(metadata: &ParquetMetaData, limits: ChunkLimits) -> usize {
         .row_groups()
         .iter()
         .filter(|group| group.num_rows() > 0)
-        .map(|group| group.total_byte_size().max(0) / group.num_rows())
+        .map(|group| {
+            // Encoded, a value that repeats takes next to nothing; some writers say what it takes.
+            let columns = group.columns().iter();
+            let plain = columns.filter_map(|column| column.unencoded_byte_array_data_bytes()).sum();
+            group.total_byte_size().max(plain).max(0) / group.num_rows()
+        })
         .max()
         .unwrap_or_default();
     let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1);
