@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// Longest line of source, in characters.
+/// Longest line of source, in characters; lines with strings and rows of tables aside.
 const LINE_CHARS_MAX: usize = 100;
 /// Longest source file, in lines.
 const FILE_LINES_MAX: usize = 620;
@@ -87,7 +87,9 @@ fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
     }
     for (number, line) in text.lines().enumerate() {
         let length = line.chars().count();
-        if length > LINE_CHARS_MAX {
+        // A string is not broken for width, nor can a row of a table be.
+        let unbreakable = line.contains('"') || line.trim_start().starts_with("//! |");
+        if length > LINE_CHARS_MAX && !unbreakable {
             findings.push(format!("{file}:{}: {length} columns", number + 1));
         }
     }

@@ -12,7 +12,6 @@ fn golden_checkpoints() {
         let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
         let hidden = embedder.hidden(&sequences).unwrap();
         let worst = common::max_abs(&hidden, &golden.hidden);
-        println!("{}: hidden {worst:e}", golden.name);
         assert!(worst <= 2e-6, "{}: hidden states differ by {worst:e}", golden.name);
         let vectors = embedder.embed_ids(&sequences).unwrap();
         let worst = common::max_abs(&vectors.values, &golden.vectors);

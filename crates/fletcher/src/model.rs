@@ -21,13 +21,12 @@ pub(crate) fn open(config: &ModelConfig) -> Result<Model, Failure> {
     }
     let folder = fletcher_hub::resolve(&config.model, &config.hub, &DownloadBar::new())?;
     let model = Model::open(&folder, config.head);
-    // An option that the model cannot follow is told as such, anything else with the model's name.
-    Ok(model.map_err(|error| match Failure::from(error) {
+    model.map_err(|error| match Failure::from(error) {
         Failure::Input { message, hint } => {
             Failure::Input { message: format!("{}: {message}", config.model), hint }
         }
         other => other,
-    })?)
+    })
 }
 
 /// Opens the model and loads it on the device.

@@ -81,7 +81,10 @@ fn other_keys_stay_as_they_were() {
     let output = fletcher_with_input(&["embed", "-i", "-", "--input-format", "jsonl"], input);
     check(&output, 0, &[]);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(text.starts_with("{\"z\":1e400,\"text\":\"a\",\"big\":12345678901234567890123,"), "{text}");
+    assert!(
+        text.starts_with("{\"z\":1e400,\"text\":\"a\",\"big\":12345678901234567890123,"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -99,7 +102,8 @@ fn every_input_through_every_output() {
     };
     run("in.jsonl", "in.parquet");
     run("in.jsonl", "in.arrow");
-    for (index, from) in ["in.jsonl", "in.csv", "in.txt", "in.parquet", "in.arrow"].iter().enumerate()
+    for (index, from) in
+        ["in.jsonl", "in.csv", "in.txt", "in.parquet", "in.arrow"].iter().enumerate()
     {
         for to in ["jsonl", "parquet", "arrow", "arrows", "npy"] {
             // A file that has a vector already needs another name for the new one.
@@ -140,7 +144,8 @@ fn bad_rows_end_the_run_with_their_place() {
 
 #[test]
 fn skipped_rows_keep_their_place() {
-    let input = b"{\"text\":\"a\",\"n\":1}\n{oops\n{\"text\":null,\"n\":3}\n{\"text\":\"d\",\"n\":4}\n";
+    let input =
+        b"{\"text\":\"a\",\"n\":1}\n{oops\n{\"text\":null,\"n\":3}\n{\"text\":\"d\",\"n\":4}\n";
     let args = ["embed", "-i", "-", "--input-format", "jsonl", "--on-error", "skip"];
     let output = fletcher_with_input(&args, input);
     check(&output, 0, &[]);
@@ -202,13 +207,17 @@ fn broken_models_name_file_and_tensor() {
         (Box::new(config("num_attention_heads", "5")), &["num_attention_heads", "divisor"]),
         (Box::new(config("num_hidden_layers", "1000000000")), &["num_hidden_layers"]),
         (Box::new(config("num_hidden_layers", "3")), &["encoder.layer.2", "missing"]),
-        (Box::new(config("hidden_size", "64")), &["shape", "word_embeddings"]),
+        (Box::new(config("intermediate_size", "65")), &["shape", "intermediate.dense.weight"]),
+        (Box::new(config("hidden_size", "64")), &["1_Pooling/config.json", "must be 64"]),
         (Box::new(config("vocab_size", "100")), &["shape"]),
         (Box::new(config("model_type", "\"gpt9\"")), &["gpt9", "modernbert"]),
         (Box::new(config("hidden_act", "\"mystery\"")), &["hidden_act", "mystery"]),
         (Box::new(write("config.json", b"{\"a\":")), &["config.json", "not valid JSON"]),
         (Box::new(write("config.json", b"[]")), &["config.json", "an object"]),
-        (Box::new(write("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}")), &["model.safetensors"]),
+        (
+            Box::new(write("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}")),
+            &["model.safetensors"],
+        ),
         (Box::new(write("model.safetensors", b"")), &["model.safetensors"]),
         (Box::new(write("tokenizer.json", b"{}")), &["tokenizer.json"]),
         (Box::new(write("modules.json", b"{}")), &["modules.json"]),

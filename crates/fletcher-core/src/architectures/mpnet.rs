@@ -12,8 +12,9 @@ use crate::spec::{EncoderSpec, Position};
 
 /// Distance from which on all share the last bucket; fixed in the reference.
 const MAX_DISTANCE: usize = 128;
-/// More buckets than distances that are told apart would be absurd.
-const BUCKETS_LIMIT: usize = 1 << 12;
+/// Beyond it the exact buckets of one direction, a quarter of all, would reach past
+/// [`MAX_DISTANCE`], and none would be left for the logarithm.
+const BUCKETS_LIMIT: usize = 4 * MAX_DISTANCE - 2;
 
 pub(super) const ARCHITECTURE: Architecture =
     Architecture { name: "MPNet", model_types: &["mpnet"], parse, names: &[NAMES] };
@@ -53,3 +54,24 @@ const NAMES: TensorNames = TensorNames {
         feed_forward_norm: "encoder.layer.{i}.output.LayerNorm",
     },
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 512 buckets would divide by the logarithm of 1.
+    #[test]
+    fn buckets_leave_room_for_the_logarithm() {
+        let with = |buckets: usize| {
+            let json = format!(
+                r#"{{"hidden_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1,
+                "intermediate_size": 2, "max_position_embeddings": 600, "vocab_size": 3,
+                "relative_attention_num_buckets": {buckets}}}"#
+            );
+            Config::parse("config.json", json.as_bytes()).and_then(|config| parse(&config))
+        };
+        for (buckets, accepted) in [(2, false), (4, true), (33, false), (510, true), (512, false)] {
+            assert_eq!(with(buckets).is_ok(), accepted, "{buckets}");
+        }
+    }
+}

@@ -98,7 +98,7 @@ mod tests {
             (Pooling::Mean, 0, 3.0),
             (Pooling::Mean, 1, 4.0),
             (Pooling::Mean, 3, 3.0),
-            (Pooling::MeanSqrtLen, 0, 9.0 / 3f32.sqrt()),
+            (Pooling::MeanSqrtLen, 0, (9.0 / 3f64.sqrt()) as f32),
             (Pooling::WeightedMean, 0, 23.0 / 6.0),
             (Pooling::WeightedMean, 1, 22.0 / 5.0),
         ];

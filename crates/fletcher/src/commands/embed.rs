@@ -117,10 +117,7 @@ impl Stages<'_> {
         done.send(None).map_err(|_| Failure::ClosedPipe)
     }
 
-    fn next(
-        &self,
-        chunks: &Receiver<Result<Read, SourceError>>,
-    ) -> Result<Option<Read>, Failure> {
+    fn next(&self, chunks: &Receiver<Result<Read, SourceError>>) -> Result<Option<Read>, Failure> {
         loop {
             match self.stop.load(Ordering::Relaxed) {
                 0 => {}
@@ -136,10 +133,8 @@ impl Stages<'_> {
 
     /// Vectors for a chunk's rows, in place, and the number of tokens that took.
     fn embed(&self, chunk: &Chunk) -> Result<(Vectors, u64), Failure> {
-        let good: Vec<usize> =
-            (0..chunk.len()).filter(|&row| chunk.texts[row].is_ok()).collect();
-        let texts: Vec<&str> =
-            chunk.texts.iter().filter_map(|text| text.as_deref().ok()).collect();
+        let good: Vec<usize> = (0..chunk.len()).filter(|&row| chunk.texts[row].is_ok()).collect();
+        let texts: Vec<&str> = chunk.texts.iter().filter_map(|text| text.as_deref().ok()).collect();
         let embeddings = self.embedder.embed(&texts, self.options)?;
         let dim = embeddings.dim;
         let mut errors: Vec<Option<String>> = vec![None; chunk.len()];
@@ -264,10 +259,9 @@ fn create_sink(
     let columnar = match (format, &target) {
         (Some(format), _) => !matches!(format, SinkFormat::Jsonl | SinkFormat::Npy),
         (None, SinkTarget::Stdout) => false,
-        (None, SinkTarget::Path(path)) => !matches!(
-            SinkFormat::from_path(path),
-            Ok(SinkFormat::Jsonl | SinkFormat::Npy) | Err(_)
-        ),
+        (None, SinkTarget::Path(path)) => {
+            !matches!(SinkFormat::from_path(path), Ok(SinkFormat::Jsonl | SinkFormat::Npy) | Err(_))
+        }
     };
     if columnar {
         metadata.insert("fletcher.fingerprint".to_owned(), model.fingerprint().to_owned());

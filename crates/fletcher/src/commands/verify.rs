@@ -84,12 +84,13 @@ fn embed(
 ) -> Result<Vec<Vec<f32>>, Failure> {
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let embeddings = embedder.embed(&texts, options)?;
-    let vector = |(row, result): (usize, &Result<_, fletcher_core::embedder::RowError>)| {
-        match (result, embeddings.vector(row)) {
-            (Ok(_), Some(vector)) => Ok(vector.to_vec()),
-            (Err(error), _) => Err(Failure::input(format!("row {}: {error}", first + row + 1))),
-            (Ok(_), None) => Err(Failure::work("a finished row without a vector")),
-        }
+    let vector = |(row, result): (usize, &Result<_, fletcher_core::embedder::RowError>)| match (
+        result,
+        embeddings.vector(row),
+    ) {
+        (Ok(_), Some(vector)) => Ok(vector.to_vec()),
+        (Err(error), _) => Err(Failure::input(format!("row {}: {error}", first + row + 1))),
+        (Ok(_), None) => Err(Failure::work("a finished row without a vector")),
     };
     embeddings.rows.iter().enumerate().map(vector).collect()
 }
