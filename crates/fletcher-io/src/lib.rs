@@ -6,7 +6,8 @@
 //!
 //! Three promises hold for every pair of source and sink:
 //! - **Every row once, in order.** A row that has no usable text keeps its place; with
-//!   [`OnError::Skip`] it carries a null vector and a message, with [`OnError::Fail`] it ends the run.
+//!   [`OnError::Skip`] it carries a null vector and a message, with [`OnError::Fail`] it ends the
+//!   run.
 //! - **Bounded memory.** Nothing but one chunk (and a writer's own buffer) is held, whatever the
 //!   size of the input; [`ChunkLimits`] states the bound.
 //! - **All or nothing.** A file appears at the output path only when it is complete.

@@ -190,7 +190,7 @@ impl Source {
             let id = token.get("id").and_then(Value::as_u64).unwrap_or(0);
             added.extend(token_content(token).map(|content| (id, content.to_owned())));
         }
-        // The reader gives added tokens their pieces' ids, or else the next free one, in this order.
+        // The reader gives added tokens their pieces' ids, else the next free one, in this order.
         added.sort_by_key(|&(id, _)| id);
         let mut next = ids.len() as u64;
         self.ids = ids.into_iter().map(|(piece, id)| (piece, id as u32)).collect();

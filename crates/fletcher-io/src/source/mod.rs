@@ -14,7 +14,6 @@ mod arrow;
 mod bytes;
 mod columns;
 mod csv;
-mod guard;
 mod ipc_reader;
 mod jsonl;
 mod line_reader;
@@ -22,8 +21,6 @@ mod lines;
 mod parquet;
 mod record_reader;
 mod texts;
-
-pub use guard::is_panic_expected;
 
 /// Rows of texts, read a bounded chunk at a time.
 pub trait Source: Send {
