@@ -15,6 +15,7 @@
 mod chunk;
 mod error;
 mod format;
+mod guard;
 mod reference;
 mod sink;
 mod source;
@@ -24,8 +25,7 @@ pub use chunk::{
 };
 pub use error::{SinkError, SourceError};
 pub use format::{SinkFormat, SourceFormat, UnknownFormat};
+pub use guard::is_panic_expected;
 pub use reference::{ReferenceRow, read_reference};
 pub use sink::{Sink, SinkOptions, SinkTarget, create_sink};
-pub use source::{
-    Source, SourceInput, SourceOptions, SourceSchema, is_panic_expected, open_source,
-};
+pub use source::{Source, SourceInput, SourceOptions, SourceSchema, open_source};

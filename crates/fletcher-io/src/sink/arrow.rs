@@ -8,6 +8,7 @@ use arrow::ipc::writer::{FileWriter, StreamWriter};
 use arrow::record_batch::RecordBatch;
 
 use crate::error::SinkError;
+use crate::guard::guarded;
 use crate::sink::columns::BatchWriter;
 use crate::sink::output::{Output, io_error};
 
@@ -49,7 +50,8 @@ struct File {
 
 impl BatchWriter for File {
     fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| write_error(&self.name, e))
+        guarded(|| self.writer.write(batch), ArrowError::IpcError)
+            .map_err(|e| write_error(&self.name, e))
     }
 
     fn finish(self: Box<Self>) -> Result<(), SinkError> {
@@ -64,7 +66,8 @@ struct Stream {
 
 impl BatchWriter for Stream {
     fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| write_error(&self.name, e))?;
+        guarded(|| self.writer.write(batch), ArrowError::IpcError)
+            .map_err(|e| write_error(&self.name, e))?;
         self.writer.get_mut().flush().map_err(|e| io_error(&self.name, e))
     }
 

@@ -109,12 +109,16 @@ impl Columns {
             SourceSchema::Texts => Input::Texts,
             SourceSchema::Objects { text_column } => Input::Objects(Objects::new(text_column)),
             SourceSchema::Columns { schema, one_dictionary } => {
-                // An Arrow IPC file holds one dictionary a column; other formats, one a batch.
-                let replace = format == SinkFormat::Arrow && !one_dictionary;
+                let keep = match format {
+                    // An Arrow IPC file holds one dictionary a column; other formats, one a batch.
+                    SinkFormat::Arrow if !one_dictionary => |_: &DataType| false,
+                    // The writer of the `parquet` crate panics on dictionaries of views.
+                    SinkFormat::Parquet => is_no_view,
+                    _ => |_: &DataType| true,
+                };
                 let fields = schema.fields().iter().enumerate();
                 let plain = fields
-                    .filter(|_| replace)
-                    .map(|(index, field)| (index, plain_type(field.data_type())))
+                    .map(|(index, field)| (index, plain_type(field.data_type(), keep)))
                     .filter(|(index, plain)| plain != schema.field(*index).data_type())
                     .collect();
                 Input::Columns { schema: schema.clone(), plain }
@@ -233,14 +237,18 @@ fn text_columns(chunk: &Chunk) -> Vec<ArrayRef> {
     vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(StringArray::from_iter(texts))]
 }
 
-/// A type with every dictionary replaced by its values.
-fn plain_type(data_type: &DataType) -> DataType {
+fn is_no_view(values: &DataType) -> bool {
+    !matches!(values, DataType::Utf8View | DataType::BinaryView)
+}
+
+/// A type with dictionaries replaced by their values, but for those whose values `keep` admits.
+fn plain_type(data_type: &DataType, keep: fn(&DataType) -> bool) -> DataType {
     let plain = |field: &FieldRef| -> FieldRef {
-        let data_type = plain_type(field.data_type());
+        let data_type = plain_type(field.data_type(), keep);
         Arc::new(field.as_ref().clone().with_data_type(data_type))
     };
     match data_type {
-        DataType::Dictionary(_, values) => plain_type(values),
+        DataType::Dictionary(_, values) if !keep(values) => plain_type(values, keep),
         DataType::List(item) => DataType::List(plain(item)),
         DataType::LargeList(item) => DataType::LargeList(plain(item)),
         DataType::FixedSizeList(item, size) => DataType::FixedSizeList(plain(item), *size),

@@ -2,12 +2,14 @@
 
 use std::io::{self, Write};
 
+use arrow::error::ArrowError;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
 use arrow::record_batch::RecordBatch;
 
 use crate::chunk::{Chunk, Payload, RowError, VectorsView};
 use crate::error::SinkError;
+use crate::guard::guarded;
 use crate::sink::output::Output;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN};
 
@@ -138,7 +140,8 @@ impl Jsonl {
     fn batch_lines(&self, batch: &RecordBatch) -> Result<Vec<u8>, SinkError> {
         let mut writer =
             WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
-        writer.write(batch).and_then(|()| writer.finish()).map_err(|e| SinkError::Unsupported {
+        let write = || writer.write(batch).and_then(|()| writer.finish());
+        guarded(write, ArrowError::JsonError).map_err(|e| SinkError::Unsupported {
             file: self.context.file.clone(),
             message: format!("a column cannot be written as JSON ({e}); write parquet or arrow"),
         })?;

@@ -12,6 +12,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use crate::error::SinkError;
+use crate::guard::guarded;
 use crate::sink::columns::BatchWriter;
 use crate::sink::output::{Output, io_error};
 
@@ -62,11 +63,15 @@ struct Writer {
 
 impl BatchWriter for Writer {
     fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| write_error(&self.name, e))
+        guarded(|| self.writer.write(batch), ParquetError::General)
+            .map_err(|e| write_error(&self.name, e))
     }
 
     fn finish(self: Box<Self>) -> Result<(), SinkError> {
-        self.writer.into_inner().map_err(|e| write_error(&self.name, e))?.commit()
+        let Self { name, writer } = *self;
+        guarded(|| writer.into_inner(), ParquetError::General)
+            .map_err(|e| write_error(&name, e))?
+            .commit()
     }
 }
 

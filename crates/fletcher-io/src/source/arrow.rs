@@ -4,9 +4,9 @@ use arrow::error::ArrowError;
 
 use crate::chunk::Chunk;
 use crate::error::SourceError;
+use crate::guard::guarded;
 use crate::source::bytes::Bytes;
 use crate::source::columns::{Batches, text_index};
-use crate::source::guard::guarded;
 use crate::source::ipc_reader::IpcReader;
 use crate::source::{Source, SourceContext, SourceSchema};
 

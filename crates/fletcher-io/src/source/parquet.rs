@@ -9,9 +9,9 @@ use parquet::file::metadata::ParquetMetaData;
 
 use crate::chunk::{Chunk, ChunkLimits};
 use crate::error::SourceError;
+use crate::guard::guarded;
 use crate::source::bytes::Bytes;
 use crate::source::columns::{Batches, text_index};
-use crate::source::guard::guarded;
 use crate::source::{Source, SourceContext, SourceSchema};
 
 const FORMAT: &str = "Parquet";

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, Decimal128Array, DictionaryArray, Int64Array, LargeStringArray,
-    ListArray, StringArray, StringViewArray, StructArray, TimestampMicrosecondArray,
+    Array, ArrayRef, BinaryArray, Decimal128Array, DictionaryArray, Int32Array, Int64Array,
+    LargeStringArray, ListArray, StringArray, StringViewArray, StructArray,
+    TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::record_batch::RecordBatch;
@@ -194,6 +195,30 @@ fn dictionaries_that_change_become_values_in_an_arrow_file() {
     assert_eq!(got.schema().field(0).data_type(), &DataType::Utf8);
     let values = arrow::compute::cast(want.column(0), &DataType::Utf8).unwrap();
     assert_eq!(got.column(0), &values);
+}
+
+#[test]
+fn dictionaries_of_views_become_views_in_parquet() {
+    let folder = Folder::new();
+    let keys = Int32Array::from(vec![Some(1), None, Some(0)]);
+    let labels = DictionaryArray::new(keys, Arc::new(StringViewArray::from(vec!["x", "y"])));
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let batch =
+        RecordBatch::try_from_iter([("label", Arc::new(labels) as ArrayRef), ("text", texts)]);
+    let input = folder.write_batch("in.arrow", &batch.unwrap(), 2);
+    let want: ArrayRef = Arc::new(StringViewArray::from(vec![Some("y"), None, Some("x")]));
+    for extension in ["parquet", "arrow", "arrows", "jsonl"] {
+        let output = folder.path(&format!("out.{extension}"));
+        run(source_options(&input), sink_options(&output)).unwrap();
+        match extension {
+            "jsonl" => assert_eq!(read_jsonl(&output)[2]["label"], "x"),
+            "parquet" => assert_eq!(read_batch(&output).column(0), &want),
+            _ => {
+                let values = arrow::compute::cast(read_batch(&output).column(0), want.data_type());
+                assert_eq!(&values.unwrap(), &want, "{extension}");
+            }
+        }
+    }
 }
 
 #[test]
