@@ -229,11 +229,17 @@ fn jsonl_objects_come_back_as_written() {
         // Order, spaces, digits beyond f64 and u64, escapes and repeated keys all stay.
         (
             r#" { "z" : 123456789012345678901234567890, "x":1.10, "text":"a", "u":"\u00e9\/" } "#,
-            r#"{ "z" : 123456789012345678901234567890, "x":1.10, "text":"a", "u":"\u00e9\/" ,"embedding":[0.0,1.0,0.1]}"#,
+            concat!(
+                r#"{ "z" : 123456789012345678901234567890, "x":1.10, "text":"a", "#,
+                r#""u":"\u00e9\/" ,"embedding":[0.0,1.0,0.1]}"#
+            ),
         ),
         (
             r#"{"k":1,"k":2,"nest":{"embedding":[{}]},"text":"a","id":"mine"}"#,
-            r#"{"k":1,"k":2,"nest":{"embedding":[{}]},"text":"a","id":"mine","embedding":[0.0,1.0,0.1]}"#,
+            concat!(
+                r#"{"k":1,"k":2,"nest":{"embedding":[{}]},"text":"a","id":"mine","#,
+                r#""embedding":[0.0,1.0,0.1]}"#
+            ),
         ),
     ];
     for (line, want) in cases {
