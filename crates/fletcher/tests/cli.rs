@@ -179,6 +179,9 @@ fn bad_usage_and_missing_files() {
     }
 }
 
+/// Breaks a copy of a model folder.
+type Edit = Box<dyn Fn(&Path)>;
+
 #[test]
 fn broken_models_name_file_and_tensor() {
     let folder = folder();
@@ -202,7 +205,7 @@ fn broken_models_name_file_and_tensor() {
         move |to: &Path| std::fs::write(to.join(name), bytes).unwrap()
     };
     let remove = |name: &'static str| move |to: &Path| std::fs::remove_file(to.join(name)).unwrap();
-    let cases: Vec<(Box<dyn Fn(&Path)>, &[&str])> = vec![
+    let cases: Vec<(Edit, &[&str])> = vec![
         (Box::new(config("num_attention_heads", "0")), &["config.json", "num_attention_heads"]),
         (Box::new(config("num_attention_heads", "5")), &["num_attention_heads", "divisor"]),
         (Box::new(config("num_hidden_layers", "1000000000")), &["num_hidden_layers"]),
