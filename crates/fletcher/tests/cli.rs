@@ -212,7 +212,7 @@ fn broken_models_name_file_and_tensor() {
         (Box::new(config("num_hidden_layers", "3")), &["encoder.layer.2", "missing"]),
         (Box::new(config("intermediate_size", "65")), &["shape", "intermediate.dense.weight"]),
         (Box::new(config("hidden_size", "64")), &["1_Pooling/config.json", "must be 64"]),
-        (Box::new(config("vocab_size", "100")), &["shape"]),
+        (Box::new(config("vocab_size", "100")), &["up to 511", "embeds only 100 tokens"]),
         (Box::new(config("model_type", "\"gpt9\"")), &["gpt9", "modernbert"]),
         (Box::new(config("hidden_act", "\"mystery\"")), &["hidden_act", "mystery"]),
         (Box::new(write("config.json", b"{\"a\":")), &["config.json", "not valid JSON"]),
