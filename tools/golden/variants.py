@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     CamembertConfig,
     DistilBertConfig,
+    ElectraConfig,
     ModernBertConfig,
     MPNetConfig,
     NomicBertConfig,
@@ -245,6 +246,13 @@ VARIANTS = [
             max_position_embeddings=64,
         ),
         head=Head(pooling=("cls",), max_seq_length=48),
+    ),
+    Variant(
+        name="electra",
+        note="ELECTRA: BERT's encoder with embeddings as wide as the hidden states",
+        tokenizer=lambda: tiny_tokenizers.bert(300, model_max_length=64),
+        config=config(ElectraConfig, SHAPE, embedding_size=32),
+        head=Head(),
     ),
     Variant(
         name="mpnet",

@@ -5,6 +5,7 @@
 
 mod bert;
 mod distilbert;
+mod electra;
 mod modernbert;
 mod mpnet;
 mod nomic_bert;
@@ -21,6 +22,7 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &bert::ARCHITECTURE,
     &roberta::ARCHITECTURE,
     &distilbert::ARCHITECTURE,
+    &electra::ARCHITECTURE,
     &mpnet::ARCHITECTURE,
     &nomic_bert::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
