@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fletcher_io::{SinkFormat, SourceFormat};
 
@@ -86,8 +87,8 @@ pub(crate) struct EmbedArgs {
     pub(crate) input: Option<PathBuf>,
 
     /// Format of the input [default: from the extension; lines for standard input]
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) input_format: Option<InputFormatArg>,
+    #[arg(long, value_name = "FORMAT", value_parser = source_format())]
+    pub(crate) input_format: Option<SourceFormat>,
 
     /// Column (or JSON key) that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
@@ -98,8 +99,8 @@ pub(crate) struct EmbedArgs {
     pub(crate) output: PathBuf,
 
     /// Format of the output [default: from the extension; jsonl for standard output]
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) output_format: Option<OutputFormatArg>,
+    #[arg(long, value_name = "FORMAT", value_parser = sink_format())]
+    pub(crate) output_format: Option<SinkFormat>,
 
     /// Name of the vector's column or key [default: vector; embedding in jsonl]
     #[arg(long, value_name = "NAME")]
@@ -192,59 +193,12 @@ pub(crate) enum OnErrorArg {
     Skip,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum InputFormatArg {
-    /// One text a line
-    Lines,
-    /// One JSON object a line
-    Jsonl,
-    /// Comma-separated, with a header
-    Csv,
-    /// Tab-separated, with a header
-    Tsv,
-    /// Apache Parquet
-    Parquet,
-    /// Arrow IPC, file or stream
-    Arrow,
+fn source_format() -> impl TypedValueParser<Value = SourceFormat> {
+    PossibleValuesParser::new(SourceFormat::NAMES).try_map(|name| name.parse::<SourceFormat>())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormatArg {
-    /// One JSON object a line
-    Jsonl,
-    /// Arrow IPC file
-    Arrow,
-    /// Arrow IPC stream
-    Arrows,
-    /// Apache Parquet
-    Parquet,
-    /// The vectors alone, as NumPy reads them
-    Npy,
-}
-
-impl From<OutputFormatArg> for SinkFormat {
-    fn from(format: OutputFormatArg) -> Self {
-        match format {
-            OutputFormatArg::Jsonl => SinkFormat::Jsonl,
-            OutputFormatArg::Arrow => SinkFormat::Arrow,
-            OutputFormatArg::Arrows => SinkFormat::ArrowStream,
-            OutputFormatArg::Parquet => SinkFormat::Parquet,
-            OutputFormatArg::Npy => SinkFormat::Npy,
-        }
-    }
-}
-
-impl From<InputFormatArg> for SourceFormat {
-    fn from(format: InputFormatArg) -> Self {
-        match format {
-            InputFormatArg::Lines => SourceFormat::Lines,
-            InputFormatArg::Jsonl => SourceFormat::Jsonl,
-            InputFormatArg::Csv => SourceFormat::Csv,
-            InputFormatArg::Tsv => SourceFormat::Tsv,
-            InputFormatArg::Parquet => SourceFormat::Parquet,
-            InputFormatArg::Arrow => SourceFormat::Arrow,
-        }
-    }
+fn sink_format() -> impl TypedValueParser<Value = SinkFormat> {
+    PossibleValuesParser::new(SinkFormat::NAMES).try_map(|name| name.parse::<SinkFormat>())
 }
 
 fn at_least_one(value: &str) -> Result<usize, String> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use fletcher_core::embedder::{EmbedOptions, Embedder};
 use fletcher_io::{
     Chunk, ChunkLimits, OnError, Sink, SinkError, SinkFormat, SinkOptions, SinkTarget, Source,
-    SourceError, SourceFormat, SourceInput, SourceOptions, VectorsView,
+    SourceError, SourceInput, SourceOptions, VectorsView,
 };
 
 use crate::args::{EmbedArgs, OnErrorArg};
@@ -221,7 +221,7 @@ fn stop_signal() -> Result<Arc<AtomicUsize>, Failure> {
 }
 
 fn open_source(args: &EmbedArgs, on_error: OnError) -> Result<Box<dyn Source>, Failure> {
-    let format = args.input_format.map(SourceFormat::from);
+    let format = args.input_format;
     let input = match (&args.input, args.texts.is_empty()) {
         (Some(path), _) if path != Path::new("-") => SourceInput::Path(path.clone()),
         (None, false) => SourceInput::Texts(args.texts.clone()),
@@ -248,7 +248,7 @@ fn create_sink(
         true => SinkTarget::Stdout,
         false => SinkTarget::Path(args.output.clone()),
     };
-    let format = args.output_format.map(SinkFormat::from);
+    let format = args.output_format;
     let model = embedder.model();
     let mut metadata = std::collections::BTreeMap::from([
         ("fletcher.model".to_owned(), model.name().to_owned()),
