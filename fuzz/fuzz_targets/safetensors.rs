@@ -36,9 +36,7 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(values.len(), elements);
         }
     }
-    let folder = Folder::new(bytes)
-        .with("config.json", CONFIG)
-        .with("tokenizer.json", TOKENIZER);
+    let folder = Folder::new(bytes).with("config.json", CONFIG).with("tokenizer.json", TOKENIZER);
     open_and_embed(&folder);
     // Again with modules that take their weights from the same file.
     let folder = folder

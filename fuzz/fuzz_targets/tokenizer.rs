@@ -7,8 +7,8 @@
 
 #![no_main]
 
-use fletcher_core::text::{TextEncoder, TextError, TextFiles, TokenIds};
 use fletcher_core::Overlong;
+use fletcher_core::text::{TextEncoder, TextError, TextFiles, TokenIds};
 use libfuzzer_sys::fuzz_target;
 
 /// Longest text of the short encoder, in tokens.
@@ -49,9 +49,8 @@ fn encoder(data: &[u8], max_tokens: usize) -> Result<TextEncoder, TextError> {
 /// Whether `cut` is `whole` without some tokens in its middle: the special tokens at both ends
 /// stay.
 fn is_cut_of(cut: &[u32], whole: &[u32]) -> bool {
-    let same = |pairs: &mut dyn Iterator<Item = (&u32, &u32)>| {
-        pairs.take_while(|(a, b)| a == b).count()
-    };
+    let same =
+        |pairs: &mut dyn Iterator<Item = (&u32, &u32)>| pairs.take_while(|(a, b)| a == b).count();
     let head = same(&mut cut.iter().zip(whole));
     let tail = same(&mut cut.iter().rev().zip(whole.iter().rev()));
     cut.len() <= whole.len() && head + tail >= cut.len()
@@ -78,7 +77,9 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(cut) = short.encode(&text, "", Overlong::Truncate) {
             check_ids(&short, &cut);
             assert_eq!(Some(&cut), short.encode(&text, "", Overlong::Truncate).ok().as_ref());
-            if let Ok(whole) = &whole && !whole.truncated {
+            if let Ok(whole) = &whole
+                && !whole.truncated
+            {
                 assert!(is_cut_of(&cut.ids, &whole.ids), "{cut:?} of {whole:?} for {text:?}");
             }
         }
