@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    silence_expected_panics();
     let cli = args::Cli::parse();
     let result = match cli.command {
         args::Command::Embed(args) => commands::embed::run(args),
@@ -26,4 +27,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The columnar libraries panic on some damaged files. `fletcher-io` turns those panics into
+/// errors; without this their messages would be printed besides.
+fn silence_expected_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !fletcher_io::is_panic_expected() {
+            report(panic);
+        }
+    }));
 }

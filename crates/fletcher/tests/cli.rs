@@ -234,6 +234,29 @@ fn broken_models_name_file_and_tensor() {
     }
 }
 
+/// Damage anywhere in a Parquet file is an error with one message, whatever the reader does.
+#[test]
+fn damaged_parquet_is_one_clear_error() {
+    let folder = folder();
+    let good = folder.path().join("good.parquet").display().to_string();
+    check(&fletcher(&["embed", "some text", "another", "-o", &good]), 0, &[]);
+    let bytes = std::fs::read(&good).unwrap();
+    let bad = folder.path().join("bad.parquet").display().to_string();
+    for at in (4..bytes.len()).step_by(bytes.len() / 40) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0xff;
+        std::fs::write(&bad, damaged).unwrap();
+        let output = fletcher(&["embed", "-i", &bad, "--vector-column", "second"]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!stderr.contains("panicked"), "byte {at}: {stderr}");
+        // Damage that no checksum covers may go unnoticed; what is noticed is the input's fault.
+        match output.status.code() {
+            Some(0) => {}
+            code => assert_eq!(code, Some(2), "byte {at}: {stderr}"),
+        }
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
