@@ -5,7 +5,7 @@ use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource, NormO
 use crate::error::ModelError;
 use crate::names::{AttentionNames, FeedForwardNames, Loader, NormNames};
 use crate::pack::PackedBatch;
-use crate::spec::{EncoderSpec, NormPlacement, Position};
+use crate::spec::{EncoderSpec, NormPlacement, Position, limits};
 
 /// A model's weights as a backend holds them.
 #[derive(Debug)]
@@ -134,6 +134,19 @@ fn upload<B: Backend>(
     Ok(EncoderWeights { spec, embedding, embedding_norm, relative_bias, layers, final_norm })
 }
 
+/// Refuses a table that would fill the memory before it is made.
+fn check_rotary(positions: usize, head_dim: usize) -> Result<(), ModelError> {
+    if positions.saturating_mul(head_dim) <= limits::ROTARY_VALUES {
+        return Ok(());
+    }
+    Err(ModelError::BadValue {
+        file: "config.json".to_owned(),
+        key: "max_position_embeddings".to_owned(),
+        found: format!("{positions}, with {head_dim} columns a head"),
+        expected: format!("at most {} altogether", limits::ROTARY_VALUES),
+    })
+}
+
 /// Layers of the same base share one table.
 fn rotary<B: Backend>(
     b: &B,
@@ -149,6 +162,7 @@ fn rotary<B: Backend>(
     if let Some((_, rotary)) = known.iter().find(|(base, _)| *base == theta) {
         return Ok(Some(rotary.clone()));
     }
+    check_rotary(positions, spec.head_dim)?;
     let rotary = std::sync::Arc::new(b.upload_rotary(theta, spec.head_dim, positions)?);
     known.push((theta, rotary.clone()));
     Ok(Some(rotary))
@@ -268,7 +282,14 @@ pub struct ParsedModel {
 
 #[cfg(test)]
 mod tests {
-    use super::relative_bucket;
+    use super::{check_rotary, relative_bucket};
+
+    #[test]
+    fn absurd_rotary_tables_are_refused() {
+        assert!(check_rotary(131_072, 512).is_ok());
+        assert!(check_rotary(1 << 20, 4096).is_err());
+        assert!(check_rotary(usize::MAX, 64).is_err());
+    }
 
     /// Values of `MPNetEncoder.relative_position_bucket` (transformers 5.23).
     #[test]

@@ -15,6 +15,8 @@ pub mod limits {
     pub const VOCABULARY: usize = 1 << 24;
     /// Longest sequence in tokens.
     pub const POSITIONS: usize = 1 << 20;
+    /// Largest rotary table, in positions times columns of a head: 131,072 tokens of 512 columns.
+    pub const ROTARY_VALUES: usize = 1 << 26;
 }
 
 /// Everything that the forward pass needs to know about a model besides its weights.

@@ -257,6 +257,20 @@ fn damaged_parquet_is_one_clear_error() {
     }
 }
 
+#[test]
+fn absurd_positions_are_refused() {
+    let folder = folder();
+    let model = folder.path().join("model");
+    copy_folder(Path::new(&golden("nomic-native")), &model);
+    let file = model.join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    json["max_position_embeddings"] = serde_json::json!(1u64 << 40);
+    std::fs::write(&file, json.to_string()).unwrap();
+    let model = model.display().to_string();
+    check(&fletcher(&["embed", "-m", &model, "x"]), 2, &["max_position_embeddings"]);
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
