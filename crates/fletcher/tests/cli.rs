@@ -331,6 +331,39 @@ fn a_closed_pipe_ends_quietly() {
     assert!(!String::from_utf8_lossy(&output.stderr).contains("error"));
 }
 
+/// Nobody reads the output, so the first signal cannot take effect; the second must.
+#[test]
+#[cfg(unix)]
+fn a_second_signal_ends_a_stalled_run() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+        .args(["embed", "-i", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let feed =
+        std::thread::spawn(
+            move || {
+                while stdin.write_all("a text\n".repeat(1000).as_bytes()).is_ok() {}
+            },
+        );
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let status = loop {
+        let kill = ["-INT", &child.id().to_string()].map(str::to_owned);
+        Command::new("kill").args(kill).status().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "the signals had no effect");
+    };
+    assert_eq!(status.code(), Some(130));
+    feed.join().unwrap();
+}
+
 /// A stop signal in the middle of a run leaves nothing behind.
 #[test]
 #[cfg(unix)]

@@ -8,7 +8,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,7 +31,6 @@ const QUEUE: usize = 2;
 const STOP_POLL: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
-    let stop = stop_signal()?;
     let config = ModelConfig::resolve(&args.model);
     let options = config::embed_options(&args.text);
     let on_error = match args.on_error {
@@ -42,6 +41,8 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
     let source = open_source(&args, on_error)?;
     let embedder = model::load(&config)?;
     tell_choice(&config, &embedder);
+    // From here on there is an unfinished output to remove; before, a signal may simply end us.
+    let stop = stop_signal()?;
     let sink = create_sink(&args, on_error, source.as_ref(), &embedder)?;
     let total = source.total_rows().or(source.total_bytes());
     let mut bar = EmbedBar::new(total);
@@ -100,12 +101,12 @@ impl Stages<'_> {
     /// Embeds chunk after chunk until the source ends, a stage fails or the user stops it.
     fn drive(
         &self,
-        chunks: &Receiver<Result<Read, SourceError>>,
+        chunks: &Chunks,
         done: SyncSender<Finished>,
         mut progress: impl FnMut(Progress),
     ) -> Result<(), Failure> {
         let mut rows_done = 0;
-        while let Some(read) = self.next(chunks)? {
+        while let Some(read) = next(chunks, self.stop)? {
             let rows = read.chunk.len() as u64;
             let (vectors, tokens) = self.embed(&read.chunk)?;
             rows_done += rows;
@@ -115,20 +116,6 @@ impl Stages<'_> {
             progress(Progress { rows, tokens, rows_done, bytes_read: read.bytes_read });
         }
         done.send(None).map_err(|_| Failure::ClosedPipe)
-    }
-
-    fn next(&self, chunks: &Receiver<Result<Read, SourceError>>) -> Result<Option<Read>, Failure> {
-        loop {
-            match self.stop.load(Ordering::Relaxed) {
-                0 => {}
-                signal => return Err(Failure::Interrupted { signal: signal as i32 }),
-            }
-            match chunks.recv_timeout(STOP_POLL) {
-                Ok(read) => return Ok(Some(read?)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            }
-        }
     }
 
     /// Vectors for a chunk's rows, in place, and the number of tokens that took.
@@ -166,22 +153,41 @@ impl Stages<'_> {
     }
 }
 
+/// The next chunk, `None` at the end of the input; fails when the user stops the run.
+fn next(chunks: &Chunks, stop: &AtomicUsize) -> Result<Option<Read>, Failure> {
+    loop {
+        match stop.load(Ordering::Relaxed) {
+            0 => {}
+            signal => return Err(Failure::Interrupted { signal: signal as i32 }),
+        }
+        match chunks.recv_timeout(STOP_POLL) {
+            Ok(read) => return Ok(read?),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Without the end mark the rest of the input is missing, so this is no end.
+            Err(RecvTimeoutError::Disconnected) => return Err(stage_panicked()),
+        }
+    }
+}
+
 /// A chunk as the reader hands it over.
 struct Read {
     chunk: Chunk,
     bytes_read: u64,
 }
 
-type Chunks = Receiver<Result<Read, SourceError>>;
+/// `None` marks the end of the input.
+type Chunks = Receiver<Result<Option<Read>, SourceError>>;
 
 fn spawn_reader(mut source: Box<dyn Source>) -> (Chunks, JoinHandle<()>) {
     let (sender, receiver) = sync_channel(QUEUE);
     let thread = std::thread::spawn(move || {
-        while let Some(next) = source.next_chunk().transpose() {
+        loop {
+            let next = source.next_chunk();
             let bytes_read = source.bytes_read();
-            let failed = next.is_err();
+            let last = !matches!(next, Ok(Some(_)));
+            let read = next.map(|chunk| chunk.map(|chunk| Read { chunk, bytes_read }));
             // Sending fails when the run was stopped; reading on would serve nobody.
-            if sender.send(next.map(|chunk| Read { chunk, bytes_read })).is_err() || failed {
+            if sender.send(read).is_err() || last {
                 return;
             }
         }
@@ -206,15 +212,24 @@ fn spawn_writer(mut sink: Box<dyn Sink>) -> (SyncSender<Finished>, Writer) {
 }
 
 fn join<R>(thread: JoinHandle<R>) -> Result<R, Failure> {
-    thread.join().map_err(|_| Failure::work("a stage panicked; this is a bug in Fletcher"))
+    thread.join().map_err(|_| stage_panicked())
 }
 
-/// Set to the number of the signal that asked us to stop; a second one stops at once.
+fn stage_panicked() -> Failure {
+    Failure::work("a stage panicked; this is a bug in Fletcher")
+}
+
+/// Set to the number of the signal that asked us to stop; a second one stops at once, which
+/// matters when whoever reads our output has stalled.
 fn stop_signal() -> Result<Arc<AtomicUsize>, Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let stop = Arc::new(AtomicUsize::new(0));
+    use signal_hook::flag;
+    let (stop, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register_usize(signal, stop.clone(), signal as usize)
+        // In this order: the first signal finds `again` unset and sets it.
+        flag::register_conditional_shutdown(signal, 128 + signal, again.clone())
+            .and_then(|_| flag::register(signal, again.clone()))
+            .and_then(|_| flag::register_usize(signal, stop.clone(), signal as usize))
             .map_err(|e| Failure::work(format!("cannot watch for signal {signal}: {e}")))?;
     }
     Ok(stop)
@@ -287,5 +302,23 @@ fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
     if config::is_interactive() {
         let device = fletcher_backend::registry::resolve(config.device);
         eprintln!("{} on {device}, {} threads", embedder.model().name(), embedder.threads());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that dies must not look like the end of the input: the output would be cut.
+    #[test]
+    fn a_lost_reader_is_no_end() {
+        let stop = AtomicUsize::new(0);
+        let (sender, chunks) = sync_channel(1);
+        sender.send(Ok(None)).unwrap();
+        assert!(matches!(next(&chunks, &stop), Ok(None)));
+        drop(sender);
+        assert!(matches!(next(&chunks, &stop), Err(Failure::Work { .. })));
+        stop.store(2, Ordering::Relaxed);
+        assert!(matches!(next(&chunks, &stop), Err(Failure::Interrupted { signal: 2 })));
     }
 }
