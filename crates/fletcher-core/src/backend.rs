@@ -5,8 +5,8 @@
 //! live in those slots, as packed rows: row `t` of a slot belongs to token `t` of the
 //! [`PackedBatch`]. No padded batch exists, and no operation allocates.
 //!
-//! Composites ([`Backend::attention_block`], [`Backend::feed_forward_block`], [`Backend::layer`])
-//! have default bodies, which are the readable definition of the network. A backend may override
+//! Composites ([`Backend::attention_block`], [`Backend::feed_forward_block`], [`Backend::layer`],
+//! [`Backend::encode`]) have default bodies, which are the readable definition of the network. A backend may override
 //! one with a fused kernel; the default body is then its test oracle.
 //!
 //! Who guarantees what: the caller passes batches that fit the arena ([`Backend::plan`]) and ids
@@ -18,9 +18,61 @@ use crate::pack::PackedBatch;
 use crate::spec::{Activation, EncoderSpec, NormPlacement, Position};
 use crate::weights::Tensor;
 
+/// The number format of the arithmetic, as `--precision` names it. Weights and activations are
+/// multiplied in this format; sums, norms and softmax are in f32 or better in every one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// The device's own choice, which its documentation tells.
+    #[default]
+    Auto,
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+    /// 8-bit integers: a scale per output feature of the weights and per token of the activations.
+    Int8,
+}
+
+impl Precision {
+    /// All of them, in the order of the help text.
+    pub const ALL: [Precision; 5] =
+        [Precision::Auto, Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
+
+    /// The name that `--precision` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Auto => "auto",
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
 /// The device failed; the batch has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
+    /// The device is not there, or cannot be used.
+    #[error("{device} cannot be used: {reason}")]
+    Absent {
+        /// The device's name as in `fletcher info`.
+        device: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The device does not compute in this number format.
+    #[error("{device} has no {} arithmetic here; it has: {has}", precision.name())]
+    NoPrecision {
+        /// The device's name as in `fletcher info`.
+        device: String,
+        /// The format asked for.
+        precision: Precision,
+        /// The formats it has.
+        has: &'static str,
+    },
     /// The device reported an error.
     #[error("{device}: {message}")]
     Device {
@@ -304,6 +356,26 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<(), BackendError> {
         self.attention_block(arena, model, layer, batch)?;
         self.feed_forward_block(arena, model, layer)
+    }
+
+    /// The whole encoder: leaves every token's last state in [`Slot::Hidden`]. The default body is
+    /// its definition.
+    fn encode(
+        &self,
+        arena: &mut Self::Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        let in_place = |norm| NormOp { norm, input: Slot::Hidden, output: Slot::Hidden };
+        self.embed(arena, &model.embedding, batch)?;
+        self.norm(arena, in_place(&model.embedding_norm))?;
+        for layer in &model.layers {
+            self.layer(arena, model, layer, batch)?;
+        }
+        match &model.final_norm {
+            Some(norm) => self.norm(arena, in_place(norm)),
+            None => Ok(()),
+        }
     }
 
     /// In a pre-norm model, normalises the state for a block; returns the slot the block reads.

@@ -1,7 +1,7 @@
 //! The encoder: weights on a device, and the one forward pass that every architecture takes.
 
 use crate::architectures::Architecture;
-use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource, NormOp, Slot};
+use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource};
 use crate::error::ModelError;
 use crate::names::{AttentionNames, FeedForwardNames, Loader, NormNames};
 use crate::pack::PackedBatch;
@@ -82,21 +82,8 @@ impl<B: Backend> Encoder<B> {
     /// # Errors
     /// When the device fails.
     pub fn forward(&self, arena: &mut B::Arena, batch: &PackedBatch) -> Result<(), BackendError> {
-        let (b, w) = (&self.backend, &self.weights);
-        b.embed(arena, &w.embedding, batch)?;
-        b.norm(arena, in_place(&w.embedding_norm))?;
-        for layer in &w.layers {
-            b.layer(arena, w, layer, batch)?;
-        }
-        match &w.final_norm {
-            Some(norm) => b.norm(arena, in_place(norm)),
-            None => Ok(()),
-        }
+        self.backend.encode(arena, &self.weights, batch)
     }
-}
-
-fn in_place<B: Backend>(norm: &B::Norm) -> NormOp<'_, B> {
-    NormOp { norm, input: Slot::Hidden, output: Slot::Hidden }
 }
 
 fn upload<B: Backend>(

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fletcher_backend::DeviceChoice;
+use fletcher_core::backend::Precision;
 use fletcher_io::{SinkFormat, SourceFormat};
 
 /// Text in, vectors out: a text-embedding engine in one self-contained binary.
@@ -32,12 +34,13 @@ pub(crate) struct ModelArgs {
     pub(crate) model: String,
 
     /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, env = "FLETCHER_DEVICE")]
-    pub(crate) device: DeviceArg,
+    #[arg(long, default_value_t = DeviceChoice::Auto, env = "FLETCHER_DEVICE", value_name = "DEVICE",
+        help = format!("Where to compute: {}", DeviceChoice::NAMES))]
+    pub(crate) device: DeviceChoice,
 
     /// Number format of the arithmetic
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto, env = "FLETCHER_PRECISION")]
-    pub(crate) precision: PrecisionArg,
+    #[arg(long, default_value = Precision::Auto.name(), env = "FLETCHER_PRECISION", value_parser = precision())]
+    pub(crate) precision: Precision,
 
     /// Worker threads [default: what the cgroup quota and the CPU set allow]
     #[arg(long, value_name = "N", env = "FLETCHER_THREADS", value_parser = at_least_one)]
@@ -146,24 +149,6 @@ pub(crate) struct VerifyArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The fastest device present
-    Auto,
-    /// The CPU kernels
-    Cpu,
-    /// The slow definition in f64, for comparisons
-    Reference,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PrecisionArg {
-    /// The device's best that needs no change of quality: f32
-    Auto,
-    /// Single precision
-    F32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PoolingArg {
     /// As the model folder says
     Auto,
@@ -191,6 +176,12 @@ pub(crate) enum OnErrorArg {
     Fail,
     /// Keep the row, with a null vector and a message
     Skip,
+}
+
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    let find = |name: String| Precision::ALL.into_iter().find(|precision| precision.name() == name);
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+        .try_map(move |name| find(name).ok_or("not a number format"))
 }
 
 fn source_format() -> impl TypedValueParser<Value = SourceFormat> {

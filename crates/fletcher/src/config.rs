@@ -4,12 +4,13 @@ use std::io::IsTerminal;
 
 use fletcher_backend::DeviceChoice;
 use fletcher_core::Pooling;
+use fletcher_core::backend::Precision;
 use fletcher_core::embedder::{EmbedOptions, EmbedderConfig, Prompt};
 use fletcher_core::head::HeadOptions;
 use fletcher_core::text::Overlong;
 use fletcher_hub::HubConfig;
 
-use crate::args::{DeviceArg, ModelArgs, OverlongArg, PoolingArg, TextArgs};
+use crate::args::{ModelArgs, OverlongArg, PoolingArg, TextArgs};
 
 /// How to find, open and run a model.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(crate) struct ModelConfig {
     pub(crate) hub: HubConfig,
     pub(crate) head: HeadOptions,
     pub(crate) device: DeviceChoice,
+    pub(crate) precision: Precision,
     pub(crate) embedder: EmbedderConfig,
 }
 
@@ -35,11 +37,8 @@ impl ModelConfig {
             model: args.model.clone(),
             hub: hub(),
             head: HeadOptions { pooling, normalize, dimensions: args.dimensions },
-            device: match args.device {
-                DeviceArg::Auto => DeviceChoice::Auto,
-                DeviceArg::Cpu => DeviceChoice::Cpu,
-                DeviceArg::Reference => DeviceChoice::Reference,
-            },
+            device: args.device,
+            precision: args.precision,
             embedder: EmbedderConfig {
                 threads: args.threads.unwrap_or_else(threads),
                 batch_tokens: args.batch_tokens.unwrap_or(0),

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use fletcher_core::ModelError;
+use fletcher_core::backend::BackendError;
 use fletcher_core::embedder::EmbedError;
 use fletcher_hub::HubError;
 use fletcher_io::{SinkError, SourceError};
@@ -71,6 +72,10 @@ fn chain(error: &dyn Error) -> String {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         let hint = match &error {
+            ModelError::Backend(BackendError::Absent { .. }) => Some(
+                "`fletcher info` lists the devices of this machine; none is chosen in another's place",
+            ),
+            ModelError::Backend(BackendError::NoPrecision { .. }) => None,
             ModelError::Backend(_) => return Failure::work(chain(&error)),
             ModelError::UnknownArchitecture { .. } => {
                 Some("Fletcher reads the model from its folder; this family is not built in")

@@ -32,7 +32,7 @@ pub(crate) fn open(config: &ModelConfig) -> Result<Model, Failure> {
 /// Opens the model and loads it on the device.
 pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
     let model = open(config)?;
-    Ok(registry::open(config.device, model, config.embedder)?)
+    Ok(registry::open(config.device, config.precision, model, config.embedder)?)
 }
 
 /// The model inside the binary.

@@ -163,7 +163,7 @@ fn bad_usage_and_missing_files() {
     let folder = folder();
     let truncated = folder.path().join("cut.parquet").display().to_string();
     std::fs::write(&truncated, b"PAR1 and nothing else").unwrap();
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 10] = [
         (&["embed", "-m", "./no-such-folder", "x"], &["no such folder"]),
         (&["embed", "-m", "nonsense", "x"], &["names no model", "org/name"]),
         (&["embed", "-i", "no-such-file.jsonl"], &["no-such-file.jsonl", "No such file"]),
@@ -172,7 +172,8 @@ fn bad_usage_and_missing_files() {
         (&["embed", "--prompt", "query", "x"], &["no prompt named `query`"]),
         (&["embed", "--dimensions", "33", "x"], &["dimensions", "32"]),
         (&["embed", "--threads", "0", "x"], &["--threads"]),
-        (&["embed", "--device", "cuda", "x"], &["cuda", "cpu"]),
+        (&["embed", "--device", "gpu", "x"], &["`gpu` is not a device", "cuda", "cpu"]),
+        (&["embed", "--device", "cuda:99", "x"], &["cuda:99 cannot be used", "fletcher info"]),
     ];
     for (args, expected) in cases {
         check(&fletcher(args), 2, expected);

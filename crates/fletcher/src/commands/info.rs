@@ -26,12 +26,13 @@ pub(crate) fn run(args: InfoArgs) -> Result<(), Failure> {
         };
         line(&format!("device {}", device.name), state);
     }
-    line("auto", registry::resolve(DeviceChoice::Auto).to_owned());
+    line("auto", registry::resolve(DeviceChoice::Auto).to_string());
     let name = args.model.unwrap_or_else(|| model::DEFAULT.to_owned());
     let config = ModelConfig {
         hub: config::hub(),
         head: Default::default(),
         device: DeviceChoice::Auto,
+        precision: Default::default(),
         embedder: Default::default(),
         model: name.clone(),
     };
