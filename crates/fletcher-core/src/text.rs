@@ -1,7 +1,9 @@
-//! Text to token ids: a thin seam over the `tokenizers` crate.
+//! Text to token ids, as Python's tokenizers make them.
 //!
-//! The crate does the work, five times faster in its 1.0 candidates than in 0.2x and with the same
-//! ids; this module decides what Python's loaders decide around it. The model's maximum length
+//! BERT's tokenizer, which most embedding models have, is run by an encoder of this crate
+//! (`wordpiece.rs`); all others by the `tokenizers` crate, five times faster in its 1.0 candidates
+//! than in 0.2x and with the same ids. This module decides what Python's loaders decide around
+//! them. The model's maximum length
 //! rules, never a truncation or padding that some training run left inside `tokenizer.json` (the
 //! published MiniLM folders pad every text to 128 tokens there). Truncation keeps the special
 //! tokens; a special token spelled out in a text gets its own id, as in Python; a prompt is a
@@ -21,14 +23,19 @@ mod definition;
 mod punctuation;
 mod screen;
 mod vocab_txt;
+mod vocabulary;
+mod wordpiece;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
-use self::definition::{Cut, Definition};
+use self::definition::{Cut, Definition, Form};
+use self::punctuation::StandIns;
+use self::wordpiece::WordPiece;
 
 /// A first guess of how much text makes a token. English has four bytes to a token; a generous
 /// guess is cheap, one that falls short tokenises the text again.
@@ -154,13 +161,46 @@ pub enum TextError {
 
 /// A tokenizer with the length that its model takes. Cheap to share between threads.
 pub struct TextEncoder {
-    tokenizer: PipelineTokenizer,
-    options: EncodeOptions,
+    runner: Runner,
     /// Special tokens before and after every text.
     before: Vec<u32>,
     after: Vec<u32>,
-    definition: Definition,
+    size: usize,
+    largest_id: u32,
+    special_ids: Vec<u32>,
+    cut: Cut,
     max_tokens: usize,
+    /// To build the crate's tokenizer from, if texts must be made of ids.
+    files: TextFiles,
+    decoder: OnceLock<Result<PipelineTokenizer, String>>,
+}
+
+/// What makes the ids.
+enum Runner {
+    WordPiece(Box<WordPiece>),
+    Crate { tokenizer: Box<PipelineTokenizer>, stand_ins: Option<StandIns> },
+}
+
+/// What an encoder writes between text and ids. One per thread, used again and again, spares an
+/// allocation per text.
+#[derive(Default)]
+pub struct TextScratch {
+    tokens: Vec<PipelineToken>,
+}
+
+impl fmt::Debug for TextScratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextScratch").finish_non_exhaustive()
+    }
+}
+
+/// How one text's ids came out; the ids themselves are appended to a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    /// Whether tokens were cut off.
+    pub truncated: bool,
+    /// As [`TokenIds::total`].
+    pub total: usize,
 }
 
 impl fmt::Debug for TextEncoder {
@@ -172,6 +212,13 @@ impl fmt::Debug for TextEncoder {
     }
 }
 
+const OPTIONS: EncodeOptions = EncodeOptions {
+    add_special_tokens: false,
+    encode_special_tokens: false,
+    padding: Override::Off,
+    truncation: Override::Off,
+};
+
 impl TextEncoder {
     /// Builds the tokenizer of a model that takes at most `max_tokens` tokens, special tokens
     /// included.
@@ -180,29 +227,60 @@ impl TextEncoder {
     /// When the files are missing, malformed or absurd, when they ask for a component that cannot
     /// be run, or when `max_tokens` leaves no room for text.
     pub fn new(files: &TextFiles, max_tokens: usize) -> Result<Self, TextError> {
-        let mut definition = Definition::read(files)?;
-        let json = std::mem::take(&mut definition.json);
-        let tokenizer = tokenizers::from_json(&json).map_err(|error| TextError::Unsupported {
-            file: definition.file,
-            message: error.to_string(),
-        })?;
-        let template = &tokenizer.get_post_processor().single;
-        let ids = |run: &[(PipelineToken, u8)]| run.iter().map(|&(id, _)| id.id()).collect();
-        let (before, after): (Vec<u32>, Vec<u32>) = (ids(&template.prefix), ids(&template.suffix));
+        Self::from_definition(Definition::read(files)?, files, max_tokens)
+    }
+
+    /// As [`Self::new`], run by the `tokenizers` crate whatever the tokenizer is: the oracle of
+    /// the encoders of this crate.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn oracle(files: &TextFiles, max_tokens: usize) -> Result<Self, TextError> {
+        Self::from_definition(Definition::read_json(files)?, files, max_tokens)
+    }
+
+    fn from_definition(
+        definition: Definition,
+        files: &TextFiles,
+        max_tokens: usize,
+    ) -> Result<Self, TextError> {
+        let Definition { file, form, size, mut largest_id, special_ids, stand_ins, cut } =
+            definition;
+        let (runner, before, after) = match form {
+            Form::WordPiece(wordpiece) => {
+                let (before, after) = wordpiece.frame();
+                let (before, after) = (before.to_vec(), after.to_vec());
+                (Runner::WordPiece(Box::new(wordpiece)), before, after)
+            }
+            Form::Json(json) => {
+                let tokenizer = tokenizers::from_json(&json)
+                    .map_err(|error| TextError::Unsupported { file, message: error.to_string() })?;
+                let template = &tokenizer.get_post_processor().single;
+                let ids =
+                    |run: &[(PipelineToken, u8)]| run.iter().map(|&(id, _)| id.id()).collect();
+                let (before, after) = (ids(&template.prefix), ids(&template.suffix));
+                (Runner::Crate { tokenizer: Box::new(tokenizer), stand_ins }, before, after)
+            }
+        };
         let special = before.len() + after.len();
         if max_tokens <= special {
             return Err(TextError::NoRoom { limit: max_tokens, special });
         }
         for &id in before.iter().chain(&after) {
-            definition.largest_id = definition.largest_id.max(id);
+            largest_id = largest_id.max(id);
         }
-        let options = EncodeOptions {
-            add_special_tokens: false,
-            encode_special_tokens: false,
-            padding: Override::Off,
-            truncation: Override::Off,
-        };
-        Ok(Self { tokenizer, options, before, after, definition, max_tokens })
+        Ok(Self {
+            runner,
+            before,
+            after,
+            size,
+            largest_id,
+            special_ids,
+            cut,
+            max_tokens,
+            files: files.clone(),
+            decoder: OnceLock::new(),
+        })
     }
 
     /// The ids of `prompt` and `text`, one after the other as one text.
@@ -215,60 +293,77 @@ impl TextEncoder {
         prompt: &str,
         overlong: Overlong,
     ) -> Result<TokenIds, TextError> {
+        let mut ids = Vec::new();
+        let mut scratch = TextScratch::default();
+        let Encoded { truncated, total } =
+            self.encode_into(text, prompt, overlong, &mut scratch, &mut ids)?;
+        Ok(TokenIds { ids, truncated, total })
+    }
+
+    /// As [`Self::encode`], with the ids appended to `out`, which is left as it was on an error.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_into(
+        &self,
+        text: &str,
+        prompt: &str,
+        overlong: Overlong,
+        scratch: &mut TextScratch,
+        out: &mut Vec<u32>,
+    ) -> Result<Encoded, TextError> {
         let input = match prompt.is_empty() {
             true => Cow::Borrowed(text),
             false => Cow::Owned([prompt, text].concat()),
         };
-        let input = match &self.definition.stand_ins {
-            Some(stand_ins) => stand_ins.apply(&input),
-            None => Cow::Borrowed(&*input),
-        };
         let special = self.before.len() + self.after.len();
         let room = self.max_tokens - special;
-        let first_cut = match (overlong, self.definition.cut) {
-            (Overlong::Truncate, Cut::EndAtSpaces) => room.saturating_mul(BYTES_PER_TOKEN),
-            _ => usize::MAX,
-        };
-        let tokens = self.tokens_beyond(&input, room, first_cut)?;
-        let total = tokens.len() + special;
-        let truncated = tokens.len() > room;
-        if truncated && overlong == Overlong::Error {
-            return Err(TextError::Overlong { tokens: total, limit: self.max_tokens });
-        }
-        let kept = match self.definition.cut {
-            _ if !truncated => &tokens[..],
-            Cut::End | Cut::EndAtSpaces => &tokens[..room],
-            Cut::Beginning => &tokens[tokens.len() - room..],
-        };
-        let mut ids = Vec::with_capacity(kept.len() + special);
-        ids.extend_from_slice(&self.before);
-        ids.extend_from_slice(PipelineToken::cast_slice(kept));
-        ids.extend_from_slice(&self.after);
-        Ok(TokenIds { ids, truncated, total })
-    }
-
-    /// The tokens of a text, or of so long a head of it that there are more than `room`.
-    ///
-    /// The head ends between two words, and grows fourfold until it suffices, so a text of any
-    /// length costs little more than what is kept of it.
-    fn tokens_beyond(
-        &self,
-        text: &str,
-        room: usize,
-        first_cut: usize,
-    ) -> Result<Vec<PipelineToken>, TextError> {
-        let mut tokens: Vec<PipelineToken> = Vec::new();
-        let mut end = end_of_word(text, first_cut);
-        loop {
-            self.tokenizer
-                .encode_into(&text[..end], &self.options, &mut tokens)
-                .map_err(|error| TextError::Encode { message: error.to_string() })?;
-            if tokens.len() > room || end == text.len() {
-                return Ok(tokens);
+        let start = out.len();
+        out.extend_from_slice(&self.before);
+        let first = out.len();
+        let done = match &self.runner {
+            Runner::WordPiece(wordpiece) => {
+                let enough = match (overlong, self.cut) {
+                    (Overlong::Truncate, Cut::End | Cut::EndAtSpaces) => room,
+                    _ => usize::MAX,
+                };
+                wordpiece.encode(&input, enough, out);
+                Ok(())
             }
-            tokens.clear();
-            end = end_of_word(text, end.saturating_mul(4));
+            Runner::Crate { tokenizer, stand_ins } => {
+                let input = match stand_ins {
+                    Some(stand_ins) => stand_ins.apply(&input),
+                    None => Cow::Borrowed(&*input),
+                };
+                let first_cut = match (overlong, self.cut) {
+                    (Overlong::Truncate, Cut::EndAtSpaces) => room.saturating_mul(BYTES_PER_TOKEN),
+                    _ => usize::MAX,
+                };
+                let done = tokens_beyond(tokenizer, &input, room, first_cut, &mut scratch.tokens);
+                out.extend_from_slice(PipelineToken::cast_slice(&scratch.tokens));
+                done
+            }
+        };
+        let tokens = out.len() - first;
+        let truncated = tokens > room;
+        let total = tokens + special;
+        let failed = match done {
+            Ok(()) if truncated && overlong == Overlong::Error => {
+                Err(TextError::Overlong { tokens: total, limit: self.max_tokens })
+            }
+            done => done,
+        };
+        if let Err(error) = failed {
+            out.truncate(start);
+            return Err(error);
         }
+        match self.cut {
+            _ if !truncated => {}
+            Cut::End | Cut::EndAtSpaces => out.truncate(first + room),
+            Cut::Beginning => drop(out.drain(first..first + tokens - room)),
+        }
+        out.extend_from_slice(&self.after);
+        Ok(Encoded { truncated, total })
     }
 
     /// How many leading tokens of a text belong to its prompt, as sentence-transformers counts
@@ -298,17 +393,17 @@ impl TextEncoder {
 
     /// Pieces and added tokens.
     pub fn vocab_size(&self) -> usize {
-        self.definition.size
+        self.size
     }
 
     /// The largest id that can come out.
     pub fn largest_id(&self) -> u32 {
-        self.definition.largest_id
+        self.largest_id
     }
 
     /// Ids of the special tokens, ascending.
     pub fn special_ids(&self) -> &[u32] {
-        &self.definition.special_ids
+        &self.special_ids
     }
 
     /// The most tokens a text may have, special tokens included.
@@ -318,7 +413,10 @@ impl TextEncoder {
 
     /// The piece or added token with this id.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.tokenizer.decode_tokens(&[id], false).pop()
+        match &self.runner {
+            Runner::WordPiece(wordpiece) => wordpiece.token(id).map(str::to_owned),
+            Runner::Crate { tokenizer, .. } => tokenizer.decode_tokens(&[id], false).pop(),
+        }
     }
 
     /// The text that ids stand for, special tokens left out.
@@ -326,8 +424,51 @@ impl TextEncoder {
     /// # Errors
     /// When the tokenizer's decoder cannot be applied.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        let decoder = match &self.runner {
+            Runner::Crate { tokenizer, .. } => tokenizer,
+            Runner::WordPiece(_) => self.decoder()?,
+        };
         let message = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
-        self.tokenizer.decode(ids, true).map_err(message)
+        decoder.decode(ids, true).map_err(message)
+    }
+
+    /// The crate's tokenizer, built when a decoder is first asked for: embedding needs none.
+    fn decoder(&self) -> Result<&PipelineTokenizer, TextError> {
+        let build = || {
+            let definition = Definition::read_json(&self.files).map_err(|e| e.to_string())?;
+            match definition.form {
+                Form::Json(json) => tokenizers::from_json(&json).map_err(|e| e.to_string()),
+                Form::WordPiece(_) => {
+                    Err("a tokenizer read for the crate is not in its form".into())
+                }
+            }
+        };
+        let message = |message: &String| TextError::Encode { message: message.clone() };
+        self.decoder.get_or_init(build).as_ref().map_err(message)
+    }
+}
+
+/// The tokens of a text, or of so long a head of it that there are more than `room`.
+///
+/// The head ends between two words, and grows fourfold until it suffices, so a text of any
+/// length costs little more than what is kept of it.
+fn tokens_beyond(
+    tokenizer: &PipelineTokenizer,
+    text: &str,
+    room: usize,
+    first_cut: usize,
+    tokens: &mut Vec<PipelineToken>,
+) -> Result<(), TextError> {
+    let mut end = end_of_word(text, first_cut);
+    loop {
+        tokens.clear();
+        tokenizer
+            .encode_into(&text[..end], &OPTIONS, tokens)
+            .map_err(|error| TextError::Encode { message: error.to_string() })?;
+        if tokens.len() > room || end == text.len() {
+            return Ok(());
+        }
+        end = end_of_word(text, end.saturating_mul(4));
     }
 }
 

@@ -7,7 +7,7 @@
 //! The vocabulary stays the text it is in the file. Unigram scores decide between segmentations by
 //! their last bit, and reading and printing a number is not guaranteed to keep that bit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -16,6 +16,8 @@ use serde_json::{Map, Value, json};
 use super::punctuation::StandIns;
 use super::screen::{ID_LIMIT, PIECE_LIMIT, find_fault};
 use super::vocab_txt::{self, VOCAB_TXT, bert_settings};
+use super::vocabulary::{ListedPieces, PieceLimits, Vocabulary};
+use super::wordpiece::WordPiece;
 use super::{TextError, TextFiles};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -51,13 +53,13 @@ const LOCAL_NORMALIZERS: [&str; 9] = [
     "StripAccents",
 ];
 
-/// A tokenizer in the form that the `tokenizers` crate reads, with what it does not keep.
+/// A tokenizer in the form that is run, with what is known of it besides.
 #[derive(Debug)]
 pub(super) struct Definition {
     /// The file it came from.
     pub(super) file: &'static str,
-    /// The whole file, in the crate's current format, without truncation and padding.
-    pub(super) json: String,
+    /// What is run.
+    pub(super) form: Form,
     /// Pieces and added tokens.
     pub(super) size: usize,
     /// The largest id that can come out.
@@ -68,6 +70,16 @@ pub(super) struct Definition {
     pub(super) stand_ins: Option<StandIns>,
     /// Where overlong texts are cut.
     pub(super) cut: Cut,
+}
+
+/// What runs a tokenizer.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// BERT's, by the encoder of this crate.
+    WordPiece(WordPiece),
+    /// Any other, by the `tokenizers` crate: the whole file in the crate's current format, without
+    /// truncation and padding.
+    Json(String),
 }
 
 /// Which part of an overlong text is left out.
@@ -85,6 +97,18 @@ pub(super) enum Cut {
 impl Definition {
     /// Reads `tokenizer.json`, or else `vocab.txt`, with `tokenizer_config.json` on top.
     pub(super) fn read(files: &TextFiles) -> Result<Self, TextError> {
+        Self::read_as(files, WordPiece::recognise)
+    }
+
+    /// As [`Self::read`], for the `tokenizers` crate whatever the tokenizer is.
+    pub(super) fn read_json(files: &TextFiles) -> Result<Self, TextError> {
+        Self::read_as(files, |_, vocabulary| Err(vocabulary))
+    }
+
+    fn read_as(
+        files: &TextFiles,
+        recognise: fn(&Map<String, Value>, Vocabulary) -> Result<WordPiece, Vocabulary>,
+    ) -> Result<Self, TextError> {
         let config = match &files.tokenizer_config {
             Some(bytes) => parse::<Map<String, Value>>(TOKENIZER_CONFIG, bytes)?,
             None => Map::new(),
@@ -110,11 +134,18 @@ impl Definition {
         Ok(Self {
             file: source.file,
             size: source.ids.len(),
-            largest_id: source.ids.values().copied().max().unwrap_or(0),
+            largest_id: source.ids.iter().map(|(_, id)| id).max().unwrap_or(0),
             special_ids: source.special_ids(),
-            stand_ins: source.stand_ins(),
             cut,
-            json: source.canonical()?,
+            stand_ins: source.stand_ins(),
+            // An added token that is no piece would be found inside of words.
+            form: match source.ids.len() == source.pieces {
+                true => match recognise(&source.root, std::mem::take(&mut source.ids)) {
+                    Ok(wordpiece) => Form::WordPiece(wordpiece),
+                    Err(_) => Form::Json(source.canonical()?),
+                },
+                false => Form::Json(source.canonical()?),
+            },
         })
     }
 }
@@ -126,7 +157,9 @@ struct Source {
     /// The model's vocabulary, verbatim.
     vocab: Box<RawValue>,
     /// Pieces and added tokens.
-    ids: HashMap<String, u32>,
+    ids: Vocabulary,
+    /// How many of them are pieces.
+    pieces: usize,
 }
 
 /// A component of the pipeline.
@@ -154,36 +187,28 @@ impl Source {
         let vocab = model.remove("vocab").ok_or_else(missing("model.vocab"))?;
         let mut root = values(file, root)?;
         root.insert("model".to_owned(), Value::Object(values(file, model)?));
-        Self { file, root, vocab, ids: HashMap::new() }.with_ids()
+        Self { file, root, vocab, ids: Vocabulary::default(), pieces: 0 }.with_ids()
     }
 
     fn from_vocab_txt(bytes: &[u8], config: &Map<String, Value>) -> Result<Self, TextError> {
         let pieces = vocab_txt::pieces(bytes)?;
         let root = vocab_txt::pipeline(&pieces, config)?;
         let vocab = print(VOCAB_TXT, &pieces)?;
-        Self { file: VOCAB_TXT, root, vocab, ids: HashMap::new() }.with_ids()
+        Self { file: VOCAB_TXT, root, vocab, ids: Vocabulary::default(), pieces: 0 }.with_ids()
     }
 
     /// Numbers the pieces and the added tokens as the reader will, and refuses absurd ones.
     fn with_ids(mut self) -> Result<Self, TextError> {
-        let vocab = self.vocab.get().as_bytes();
-        let ids: HashMap<String, u64> = match vocab.starts_with(b"[") {
-            // Unigram: pieces in order, with their scores.
-            true => {
-                let pieces: Vec<(String, f64)> = parse(self.file, vocab)?;
-                pieces.into_iter().zip(0..).map(|((piece, _), id)| (piece, id)).collect()
-            }
-            false => parse(self.file, vocab)?,
-        };
+        let limits = PieceLimits { id: ID_LIMIT, bytes: PIECE_LIMIT };
         let absurd = |piece: &str, id: u64| TextError::AbsurdToken {
             file: self.file,
             token: piece.chars().take(40).collect(),
             id,
         };
-        let is_absurd = |piece: &str, id: u64| id >= ID_LIMIT || piece.len() > PIECE_LIMIT;
-        let worst = ids.iter().filter(|&(piece, &id)| is_absurd(piece, id));
-        if let Some((piece, &id)) = worst.max_by_key(|&(piece, id)| (id, piece)) {
-            return Err(absurd(piece, id));
+        let listed = ListedPieces::read(self.vocab.get().as_bytes(), limits)
+            .map_err(|error| malformed(self.file, error))?;
+        if let Some((id, piece)) = listed.absurd {
+            return Err(absurd(&piece, id));
         }
         let mut added: Vec<(u64, String)> = Vec::new();
         for token in self.added_tokens() {
@@ -192,17 +217,19 @@ impl Source {
         }
         // The reader gives added tokens their pieces' ids, else the next free one, in this order.
         added.sort_by_key(|&(id, _)| id);
-        let mut next = ids.len() as u64;
-        self.ids = ids.into_iter().map(|(piece, id)| (piece, id as u32)).collect();
+        let mut ids = listed.vocabulary;
+        self.pieces = ids.len();
+        let mut next = self.pieces as u64;
         for (_, token) in added {
-            if is_absurd(&token, next) {
+            if limits.excludes(&token, next) {
                 return Err(absurd(&token, next));
             }
-            self.ids.entry(token).or_insert_with(|| {
+            if ids.get(&token).is_none() {
+                ids.insert(&token, next as u32);
                 next += 1;
-                next as u32 - 1
-            });
+            }
         }
+        self.ids = ids;
         Ok(self)
     }
 
@@ -237,7 +264,7 @@ impl Source {
                 continue;
             };
             let known = self.added_tokens().iter().any(|t| token_content(t) == Some(content));
-            let Some(&id) = self.ids.get(content).filter(|_| !known) else {
+            let Some(id) = self.ids.get(content).filter(|_| !known) else {
                 continue;
             };
             let added = self.root.entry("added_tokens").or_insert_with(|| json!([]));
@@ -267,7 +294,7 @@ impl Source {
     fn special_ids(&self) -> Vec<u32> {
         let special = |token: &&Value| token.get("special").and_then(Value::as_bool) == Some(true);
         let contents = self.added_tokens().iter().filter(special).filter_map(token_content);
-        let mut ids: Vec<u32> = contents.filter_map(|token| self.ids.get(token).copied()).collect();
+        let mut ids: Vec<u32> = contents.filter_map(|token| self.ids.get(token)).collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -276,7 +303,7 @@ impl Source {
     fn stand_ins(&self) -> Option<StandIns> {
         let is_bert = |step: &Step<'_>| step.kind == "BertPreTokenizer";
         let found = self.steps("pre_tokenizer", "pretokenizers").iter().any(is_bert);
-        found.then(|| StandIns::new(self.ids.keys()))?
+        found.then(|| StandIns::new(self.ids.iter().map(|(piece, _)| piece)))?
     }
 
     /// Whether every component treats the words of a text independently of each other.

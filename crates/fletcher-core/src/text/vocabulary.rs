@@ -1,0 +1,289 @@
+//! Pieces and their ids in a few flat tables.
+//!
+//! A map of owned strings takes ten times the memory and is slower to build than to use. Here all
+//! pieces lie in one string, and an open-addressing table of (tag, entry) pairs finds them. The
+//! hash is fed byte by byte, so that a tokenizer gets the hashes of all prefixes of a word in one
+//! pass; see [`Hash`].
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// Pieces with their ids, in the order in which they were first inserted.
+#[derive(Default)]
+pub(super) struct Vocabulary {
+    bytes: String,
+    entries: Vec<Entry>,
+    /// A power of two of them, at most half full.
+    slots: Vec<Slot>,
+}
+
+impl fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vocabulary").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    start: u32,
+    len: u32,
+    id: u32,
+}
+
+/// The upper half of a piece's hash, and its entry's number.
+#[derive(Clone, Copy)]
+struct Slot {
+    tag: u32,
+    entry: u32,
+}
+
+const FREE: u32 = u32::MAX;
+
+/// A hash of the bytes fed so far.
+///
+/// The bytes are a polynomial over an odd constant (FNV's construction, which spreads low bits
+/// well), and [`Hash::mix`] folds the upper half into the lower one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hash(u64);
+
+impl Hash {
+    pub(super) const EMPTY: Hash = Hash(0xcbf2_9ce4_8422_2325);
+
+    #[inline]
+    pub(super) fn feed(self, byte: u8) -> Self {
+        Hash((self.0 ^ u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23))
+    }
+
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        bytes.iter().fold(Self::EMPTY, |hash, &byte| hash.feed(byte))
+    }
+
+    #[inline]
+    fn mix(self) -> (u32, usize) {
+        ((self.0 >> 32) as u32, (self.0 ^ (self.0 >> 29)) as usize)
+    }
+}
+
+impl Vocabulary {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// All pieces with their ids.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.entries.iter().map(|entry| (self.piece(entry), entry.id))
+    }
+
+    pub(super) fn get(&self, piece: &str) -> Option<u32> {
+        self.find(Hash::of(piece.as_bytes()), "", piece.as_bytes())
+    }
+
+    /// The id of `prefix` with `rest` behind it, whose bytes together have this hash.
+    #[inline]
+    pub(super) fn find(&self, hash: Hash, prefix: &str, rest: &[u8]) -> Option<u32> {
+        self.lookup(hash, prefix, rest).map(|entry| self.entries[entry].id)
+    }
+
+    #[inline]
+    fn lookup(&self, hash: Hash, prefix: &str, rest: &[u8]) -> Option<usize> {
+        let same = |entry: &Entry| {
+            let piece = self.piece(entry).as_bytes();
+            piece.len() == prefix.len() + rest.len()
+                && &piece[prefix.len()..] == rest
+                && piece.starts_with(prefix.as_bytes())
+        };
+        let (tag, mut at) = hash.mix();
+        let mask = self.slots.len().checked_sub(1)?;
+        loop {
+            let slot = self.slots[at & mask];
+            if slot.entry == FREE {
+                return None;
+            }
+            if slot.tag == tag {
+                let entry = slot.entry as usize;
+                if same(&self.entries[entry]) {
+                    return Some(entry);
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// Adds a piece, or gives a known one another id.
+    pub(super) fn insert(&mut self, piece: &str, id: u32) {
+        let hash = Hash::of(piece.as_bytes());
+        if let Some(entry) = self.lookup(hash, "", piece.as_bytes()) {
+            self.entries[entry].id = id;
+            return;
+        }
+        if self.slots.len() < 2 * (self.len() + 1) {
+            self.grow();
+        }
+        let start = self.bytes.len() as u32;
+        self.bytes.push_str(piece);
+        self.entries.push(Entry { start, len: piece.len() as u32, id });
+        Self::place(&mut self.slots, hash, self.entries.len() as u32 - 1);
+    }
+
+    /// Gives back what growing has allocated beyond what is used.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.entries.shrink_to_fit();
+    }
+
+    fn piece(&self, entry: &Entry) -> &str {
+        &self.bytes[entry.start as usize..][..entry.len as usize]
+    }
+
+    fn grow(&mut self) {
+        let size = (4 * (self.len() + 1)).next_power_of_two().max(16);
+        self.slots = vec![Slot { tag: 0, entry: FREE }; size];
+        for (index, entry) in self.entries.iter().enumerate() {
+            let piece = &self.bytes[entry.start as usize..][..entry.len as usize];
+            Self::place(&mut self.slots, Hash::of(piece.as_bytes()), index as u32);
+        }
+    }
+
+    fn place(slots: &mut [Slot], hash: Hash, entry: u32) {
+        let (tag, mut at) = hash.mix();
+        let mask = slots.len() - 1;
+        while slots[at & mask].entry != FREE {
+            at += 1;
+        }
+        slots[at & mask] = Slot { tag, entry };
+    }
+}
+
+/// Pieces as a file lists them, before anything is known to be sound: `{"piece": id, …}`, or
+/// Unigram's `[["piece", score], …]`, which are numbered in order.
+#[derive(Debug, Default)]
+pub(super) struct ListedPieces {
+    pub(super) vocabulary: Vocabulary,
+    /// The piece that is farthest beyond the limits, if one is.
+    pub(super) absurd: Option<(u64, String)>,
+}
+
+/// What a vocabulary may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PieceLimits {
+    /// First id that is too large.
+    pub(super) id: u64,
+    /// Longest piece in bytes.
+    pub(super) bytes: usize,
+}
+
+impl PieceLimits {
+    pub(super) fn excludes(self, piece: &str, id: u64) -> bool {
+        id >= self.id || piece.len() > self.bytes
+    }
+}
+
+/// A piece that is borrowed from the file unless it is written with escapes.
+#[derive(Deserialize)]
+struct Piece<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A piece with a score, of which only the piece is read.
+#[derive(Deserialize)]
+struct Scored<'a>(#[serde(borrow)] Piece<'a>, #[allow(dead_code)] f64);
+
+impl ListedPieces {
+    /// Reads the JSON text of a vocabulary.
+    pub(super) fn read(json: &[u8], limits: PieceLimits) -> Result<Self, serde_json::Error> {
+        let mut pieces = Self::default();
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        deserializer.deserialize_any(Reader { pieces: &mut pieces, limits })?;
+        deserializer.end()?;
+        pieces.vocabulary.shrink();
+        Ok(pieces)
+    }
+
+    fn add(&mut self, piece: &str, id: u64, limits: PieceLimits) {
+        if limits.excludes(piece, id) {
+            let found = (id, piece.to_owned());
+            if self.absurd.as_ref().is_none_or(|worst| *worst < found) {
+                self.absurd = Some(found);
+            }
+            return;
+        }
+        self.vocabulary.insert(piece, id as u32);
+    }
+}
+
+struct Reader<'p> {
+    pieces: &'p mut ListedPieces,
+    limits: PieceLimits,
+}
+
+impl<'de> Visitor<'de> for Reader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of pieces with their ids, or a list of pieces with their scores")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((Piece(piece), id)) = map.next_entry::<Piece<'de>, u64>()? {
+            self.pieces.add(&piece, id, self.limits);
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut id = 0;
+        while let Some(Scored(Piece(piece), _)) = list.next_element::<Scored<'de>>()? {
+            self.pieces.add(&piece, id, self.limits);
+            id += 1;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: PieceLimits = PieceLimits { id: 1 << 20, bytes: 100 };
+
+    #[test]
+    fn pieces_are_found_and_others_are_not() {
+        let mut vocabulary = Vocabulary::default();
+        assert_eq!(vocabulary.get("a"), None);
+        for id in 0..5000 {
+            vocabulary.insert(&format!("##{}", id * 7919 % 5000), id);
+        }
+        vocabulary.insert("##17", 9);
+        assert_eq!(vocabulary.len(), 5000);
+        for id in (0..5000).filter(|id| id * 7919 % 5000 != 17) {
+            assert_eq!(vocabulary.get(&format!("##{}", id * 7919 % 5000)), Some(id));
+        }
+        assert_eq!(vocabulary.get("##17"), Some(9));
+        for piece in ["", "##", "17", "##5000", "##017"] {
+            assert_eq!(vocabulary.get(piece), None, "{piece}");
+        }
+        let hash = Hash::of(b"##").feed(b'4').feed(b'2');
+        assert_eq!(vocabulary.find(hash, "##", b"42"), vocabulary.get("##42"));
+        assert_eq!(vocabulary.find(hash, "#!", b"42"), None);
+    }
+
+    #[test]
+    fn both_shapes_are_read() {
+        let object = ListedPieces::read(br#"{"a": 3, "\u00e9\n": 0, "a": 4}"#, LIMITS).unwrap();
+        let pieces: Vec<_> = object.vocabulary.iter().collect();
+        assert_eq!(pieces, [("a", 4), ("\u{e9}\n", 0)]);
+        let list = ListedPieces::read(br#"[["<s>", 0.0], ["b", -1.5]]"#, LIMITS).unwrap();
+        assert_eq!(list.vocabulary.iter().collect::<Vec<_>>(), [("<s>", 0), ("b", 1)]);
+        for broken in ["7", "{\"a\": -1}", "{\"a\": \"b\"}", "[\"a\"]", "{} x"] {
+            assert!(ListedPieces::read(broken.as_bytes(), LIMITS).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_worst_absurd_piece_is_told() {
+        let json = format!(r#"{{"a": 9999999, "b": 99999999, "{}": 1}}"#, "c".repeat(200));
+        let pieces = ListedPieces::read(json.as_bytes(), LIMITS).unwrap();
+        assert_eq!(pieces.absurd, Some((99_999_999, "b".to_owned())));
+    }
+}
