@@ -1,25 +1,27 @@
 //! The engine's front: texts in, vectors out, in the caller's order.
 //!
-//! An [`Embedder`] is a model on a device with its workers. A call tokenises its texts, packs the
-//! rows into blocks by length, lets each worker take block after block through the whole encoder
-//! in its own arena, and puts the vectors back in order. Nothing waits inside a block, and a text's
-//! vector does not depend on which block, batch or worker it went through.
+//! An [`Embedder`] is a model on a device with its workers. In a call, workers tokenise slices of
+//! texts and take blocks of rows of like length through the whole encoder, each in its own arena,
+//! as soon as there are enough rows; the vectors are put back in order at the end. Nothing waits
+//! inside a block, and a text's vector does not depend on which block, batch or worker it went
+//! through.
+
+mod run;
+mod stages;
+
+pub use stages::{Clock, StageTimes};
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
-
+use self::run::{BlockOf, RowIds, Run};
+use self::stages::{Stage, StageClock};
 use crate::backend::{Backend, BackendError, PoolOp};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::names::Loader;
-use crate::pack::{PackedBatch, plan_blocks};
-use crate::text::{Overlong, TextError, TokenIds};
-
-/// Below this many texts, spreading the tokenisation over threads costs more than it saves.
-const INLINE_TEXTS: usize = 4;
+use crate::pack::PackedBatch;
+use crate::text::{Overlong, TextError};
 
 /// How to set an [`Embedder`] up.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,6 +121,9 @@ trait Engine: Send + Sync {
         pools: &[PoolOp],
     ) -> Result<Vec<f32>, BackendError>;
 
+    /// How many blocks can be computed at the same time.
+    fn arenas(&self) -> usize;
+
     /// The hidden state of every token: `tokens x hidden`.
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError>;
 }
@@ -173,6 +178,10 @@ impl<B: Backend> Engine for Loaded<B> {
         })
     }
 
+    fn arenas(&self) -> usize {
+        self.arenas.len()
+    }
+
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError> {
         self.with_arena(None, |arena| {
             self.encoder.forward(arena, batch)?;
@@ -189,6 +198,7 @@ pub struct Embedder {
     engine: Box<dyn Engine>,
     workers: rayon::ThreadPool,
     block_tokens: usize,
+    clock: StageClock,
 }
 
 impl std::fmt::Debug for Embedder {
@@ -229,7 +239,8 @@ impl Embedder {
             .build()
             .map_err(|e| BackendError::Device { device: "cpu".into(), message: e.to_string() })?;
         let engine = Box::new(Loaded { encoder, arenas });
-        Ok(Self { model, engine, workers, block_tokens: preferred })
+        let clock = StageClock::default();
+        Ok(Self { model, engine, workers, block_tokens: preferred, clock })
     }
 
     /// The model.
@@ -247,6 +258,22 @@ impl Embedder {
         self.workers.current_num_threads()
     }
 
+    /// Tokens that a block should have.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// Measures the time that workers spend in each stage from here on.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = StageClock::new(clock);
+    }
+
+    /// What all calls so far have spent in each stage, summed over the threads; all 0 without a
+    /// clock.
+    pub fn stage_times(&self) -> StageTimes {
+        self.clock.times()
+    }
+
     /// Embeds texts; each row fails or succeeds on its own.
     ///
     /// # Errors
@@ -257,16 +284,12 @@ impl Embedder {
         options: &EmbedOptions,
     ) -> Result<Embeddings, EmbedError> {
         let prompt = self.prompt_text(&options.prompt)?;
-        let encode = |text: &S| self.model.text.encode(text.as_ref(), prompt, options.overlong);
-        let tokens: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
-            true => texts.iter().map(encode).collect(),
-            false => self.workers.install(|| texts.par_iter().map(encode).collect()),
-        };
         let skip = match self.model.head.include_prompt() || prompt.is_empty() {
             true => 0,
             false => self.model.text.prompt_tokens(prompt),
         };
-        self.embed_tokens(tokens, skip)
+        let text = |row: usize| texts[row].as_ref();
+        Ok(Run::of_texts(self, &text, texts.len(), prompt, options.overlong).finish(skip)?)
     }
 
     /// Embeds sequences of token ids as they are, special tokens included.
@@ -282,10 +305,11 @@ impl Embedder {
             }
             match ids.iter().find(|&&id| id as usize >= vocabulary) {
                 Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
-                None => Ok(TokenIds { ids: ids.to_vec(), truncated: false, total: ids.len() }),
+                None => Ok(()),
             }
         };
-        self.embed_tokens(sequences.iter().map(check).collect(), 0)
+        let rows = sequences.iter().map(|ids| check(ids).map(|()| ids.as_ref()));
+        Ok(Run::of_ids(self, rows).finish(0)?)
     }
 
     /// The encoder's state for every token of the sequences, before pooling.
@@ -306,71 +330,20 @@ impl Embedder {
         Ok(hidden)
     }
 
-    fn embed_tokens(
+    /// Takes a block of rows through the encoder and the head.
+    fn run_block<'a>(
         &self,
-        tokens: Vec<Result<TokenIds, TextError>>,
-        skip: usize,
-    ) -> Result<Embeddings, EmbedError> {
-        let length = |row: &Result<TokenIds, TextError>| row.as_ref().map_or(0, |t| t.ids.len());
-        let lengths: Vec<usize> = tokens.iter().map(length).collect();
-        let blocks = plan_blocks(&lengths, self.budget(&lengths));
-        let pools = self.model.head.pool_ops(skip);
-        let ids = |row: usize| tokens[row].as_ref().map_or(&[][..], |t| &t.ids[..]);
-        let run = |worker: Option<usize>, block: &[usize]| {
-            let batch = PackedBatch::new(block.iter().map(|&row| ids(row)));
-            let pooled = self.engine.encode(worker, &batch, &pools)?;
-            let width = pooled.len() / block.len();
-            let vectors =
-                pooled.chunks_exact(width).map(|row| self.model.head.finish(row.to_vec()));
-            Ok::<_, BackendError>(block.iter().copied().zip(vectors).collect::<Vec<_>>())
-        };
-        let done: Vec<(usize, Vec<f32>)> = match &blocks[..] {
-            [] => Vec::new(),
-            [only] => run(None, only)?,
-            _ => {
-                let next = AtomicUsize::new(0);
-                let work = |context: rayon::BroadcastContext<'_>| {
-                    let mut done = Vec::new();
-                    while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        done.extend(run(Some(context.index()), block)?);
-                    }
-                    Ok::<_, BackendError>(done)
-                };
-                let parts: Result<Vec<_>, _> = self.workers.broadcast(work).into_iter().collect();
-                parts?.into_iter().flatten().collect()
-            }
-        };
-        Ok(self.assemble(tokens, done))
-    }
-
-    /// Enough blocks for every worker, none larger than the arenas were planned for.
-    fn budget(&self, lengths: &[usize]) -> usize {
-        let total: usize = lengths.iter().sum();
-        self.block_tokens.min(total.div_ceil(self.threads())).max(1)
-    }
-
-    fn assemble(
-        &self,
-        tokens: Vec<Result<TokenIds, TextError>>,
-        done: Vec<(usize, Vec<f32>)>,
-    ) -> Embeddings {
-        let dim = self.dim();
-        let mut values = vec![0.0; tokens.len() * dim];
-        let mut rows: Vec<Result<Embedding, RowError>> = tokens
-            .into_iter()
-            .map(|row| match row {
-                Ok(row) if row.ids.is_empty() => Err(RowError::NoTokens),
-                Ok(row) => Ok(Embedding { tokens: row.ids.len(), truncated: row.truncated }),
-                Err(error) => Err(error.into()),
-            })
-            .collect();
-        for (row, vector) in done {
-            match vector.iter().all(|value| value.is_finite()) {
-                true => values[row * dim..(row + 1) * dim].copy_from_slice(&vector),
-                false => rows[row] = Err(RowError::NotFinite),
-            }
-        }
-        Embeddings { dim, values, rows }
+        worker: Option<usize>,
+        rows: Vec<RowIds<'a>>,
+        pools: &[PoolOp],
+    ) -> Result<BlockOf<'a>, BackendError> {
+        let pack = || PackedBatch::new(rows.iter().map(RowIds::ids));
+        let batch = self.clock.measure(Stage::Pack, pack);
+        let pooled =
+            self.clock.measure(Stage::Encode, || self.engine.encode(worker, &batch, pools))?;
+        let finish = || self.model.head.finish_rows(pooled, rows.len());
+        let values = self.clock.measure(Stage::Head, finish);
+        Ok(BlockOf { rows, values })
     }
 
     fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {

@@ -188,6 +188,23 @@ impl Head {
         row
     }
 
+    /// As [`Self::finish`] for `rows` rows, one after the other.
+    pub fn finish_rows(&self, mut pooled: Vec<f32>, rows: usize) -> Vec<f32> {
+        let width = pooled.len().checked_div(rows).unwrap_or(0);
+        if width == 0 {
+            return pooled;
+        }
+        match &self.stages[..] {
+            [] => {}
+            // By far the most common head needs no row of its own.
+            [Stage::Normalize] => pooled.chunks_exact_mut(width).for_each(normalize),
+            _ => {
+                pooled = pooled.chunks_exact(width).flat_map(|r| self.finish(r.to_vec())).collect()
+            }
+        }
+        pooled
+    }
+
     /// One line that pins everything that shapes the vectors; part of the fingerprint.
     pub fn describe(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::describe).collect();
@@ -262,6 +279,14 @@ impl Head {
         self.stages.push(Stage::LayerNorm { scale, bias });
         Ok(())
     }
+}
+
+/// Scales a vector to unit length.
+pub fn normalize(row: &mut [f32]) {
+    let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+    // The floor is the one of torch.nn.functional.normalize.
+    let norm = square.sqrt().max(1e-12);
+    row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
 }
 
 fn module_config(files: &dyn ModelFiles, path: &str) -> Result<Config, ModelError> {
@@ -369,10 +394,7 @@ impl Stage {
                 row
             }
             Stage::Normalize => {
-                let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
-                // The floor is the one of torch.nn.functional.normalize.
-                let norm = square.sqrt().max(1e-12);
-                row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                normalize(&mut row);
                 row
             }
             Stage::Truncate { dim } => {

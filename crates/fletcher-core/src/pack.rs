@@ -1,8 +1,8 @@
 //! Token ids to packed batches: sequences lie end to end, and nothing anywhere is padded.
 //!
-//! [`plan_blocks`] is a pure function: which rows travel together. Rows are sorted by length so
-//! that a block's sequences are alike, and cut so that no block exceeds the token budget.
-//! [`PackedBatch`] is the only shape in which tokens reach a backend.
+//! [`BlockPlan`] decides which rows travel together: rows are sorted by length so that a block's
+//! sequences are alike, and cut so that no block exceeds the token budget. Rows may be added while
+//! blocks are being taken. [`PackedBatch`] is the only shape in which tokens reach a backend.
 
 /// Sequences laid end to end, with the offsets at which each begins.
 ///
@@ -55,29 +55,68 @@ impl PackedBatch {
     }
 }
 
-/// Assigns rows to blocks of at most `budget` tokens (a single longer row gets its own block).
+/// Rows that wait to be encoded.
 ///
-/// Longest rows come first, so that the last blocks handed to workers are the small ones and all
-/// workers finish at about the same time. Rows of length 0 are left out. The result depends on
-/// `lengths` and `budget` alone.
-pub fn plan_blocks(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
-    let mut rows: Vec<usize> = (0..lengths.len()).filter(|&row| lengths[row] > 0).collect();
-    rows.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));
-    let mut blocks: Vec<Vec<usize>> = Vec::new();
-    let mut room = 0;
-    for row in rows {
-        match blocks.last_mut() {
-            Some(block) if lengths[row] <= room => {
-                room -= lengths[row];
-                block.push(row);
-            }
-            _ => {
-                room = budget.saturating_sub(lengths[row]);
-                blocks.push(vec![row]);
-            }
+/// Longest rows come first, so that the last blocks handed to workers are of the small ones and all
+/// workers finish at about the same time.
+#[derive(Debug)]
+pub struct BlockPlan<R> {
+    /// Rows with their lengths, the longest at the end unless some were added since.
+    rows: Vec<(usize, R)>,
+    sorted: bool,
+    tokens: usize,
+}
+
+impl<R> Default for BlockPlan<R> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), sorted: true, tokens: 0 }
+    }
+}
+
+impl<R> BlockPlan<R> {
+    /// Adds a row of `tokens` tokens; one without any is left out, it has no vector.
+    pub fn add(&mut self, tokens: usize, row: R) {
+        if tokens > 0 {
+            self.rows.push((tokens, row));
+            self.tokens += tokens;
+            self.sorted = false;
         }
     }
-    blocks
+
+    /// Rows that wait.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether none wait.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Tokens of the rows that wait.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Takes rows for a block of at most `budget` tokens, or one longer row; none if none wait.
+    pub fn take(&mut self, budget: usize) -> Vec<R> {
+        if !std::mem::replace(&mut self.sorted, true) {
+            // Stable, and rows are taken from the end: what came first goes first among equals.
+            self.rows.reverse();
+            self.rows.sort_by_key(|&(tokens, _)| tokens);
+        }
+        let (mut count, mut taken) = (0, 0);
+        for &(tokens, _) in self.rows.iter().rev() {
+            if count > 0 && taken + tokens > budget {
+                break;
+            }
+            count += 1;
+            taken += tokens;
+        }
+        self.tokens -= taken;
+        let from = self.rows.len() - count;
+        self.rows.drain(from..).rev().map(|(_, row)| row).collect()
+    }
 }
 
 #[cfg(test)]
@@ -88,15 +127,31 @@ mod tests {
     fn blocks_hold_every_row_once_within_the_budget() {
         let lengths: Vec<usize> = (0..500).map(|i| (i * 7919) % 67).collect();
         for budget in [1, 64, 100, 4096] {
-            let blocks = plan_blocks(&lengths, budget);
-            let mut seen: Vec<usize> = blocks.iter().flatten().copied().collect();
+            let mut plan = BlockPlan::default();
+            let mut seen: Vec<usize> = Vec::new();
+            let mut take = |plan: &mut BlockPlan<usize>| {
+                let block = plan.take(budget);
+                let tokens: usize = block.iter().map(|&row| lengths[row]).sum();
+                assert!(tokens <= budget || block.len() == 1, "{tokens} > {budget}");
+                let longest = block.first().map(|&row| lengths[row]);
+                seen.extend(&block);
+                longest
+            };
+            for (row, &length) in lengths.iter().enumerate() {
+                plan.add(length, row);
+                if row % 100 == 50 {
+                    take(&mut plan);
+                }
+            }
+            let mut last = usize::MAX;
+            while let Some(longest) = take(&mut plan) {
+                assert!(longest <= last);
+                last = longest;
+            }
+            assert_eq!(plan.tokens(), 0);
             seen.sort_unstable();
             let all: Vec<usize> = (0..500).filter(|&i| lengths[i] > 0).collect();
             assert_eq!(seen, all);
-            for block in &blocks {
-                let tokens: usize = block.iter().map(|&row| lengths[row]).sum();
-                assert!(tokens <= budget || block.len() == 1, "{tokens} > {budget}");
-            }
         }
     }
 

@@ -13,6 +13,7 @@ mod buffer;
 mod dispatch;
 mod isa;
 mod ops;
+mod peak;
 
 pub use buffer::{AlignedBuffer, row_stride};
 pub use dispatch::Kernels;
@@ -22,3 +23,4 @@ pub use ops::attention::{Attention, AttentionBias, AttentionShape};
 pub use ops::gemm::{Epilogue, Gemm, Linear, LinearShape};
 pub use ops::norm::{Norm, NormKind};
 pub use ops::rotary::{Rotary, RotaryPairs};
+pub use peak::{Multiply, peak_gops};

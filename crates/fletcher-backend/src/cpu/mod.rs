@@ -6,8 +6,10 @@
 
 mod arena;
 mod ops;
+mod peak;
 
 pub use arena::Arena;
+pub use peak::peak;
 
 use std::num::NonZero;
 
