@@ -1,6 +1,7 @@
 //! The command line as the user types it. No meaning here: `config.rs` gives it one.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Compare a model's vectors with stored reference vectors
     Verify(VerifyArgs),
+    /// Measure throughput, latency and memory
+    Bench(BenchArgs),
 }
 
 /// Which model, and how to run it.
@@ -148,6 +151,61 @@ pub(crate) struct VerifyArgs {
     pub(crate) model: ModelArgs,
 }
 
+/// Without a workload, a short run of sizes and latencies.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Sequences of random tokens to embed, one run for each size
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = at_least_one)]
+    pub(crate) sizes: Vec<usize>,
+
+    /// Sequences that are handed to the engine at a time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) batch_size: usize,
+
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub(crate) seq_len: usize,
+
+    /// Embed this file's texts end to end (any format that `embed` reads)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// Column (or JSON key) that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub(crate) column: String,
+
+    /// How often to embed the file
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub(crate) rounds: usize,
+
+    /// Measure how long one text takes
+    #[arg(long)]
+    pub(crate) latency: bool,
+
+    /// Tokens of the texts for --latency
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "16,128,512", value_parser = at_least_one)]
+    pub(crate) latency_tokens: Vec<usize>,
+
+    /// Embed for this long (`90s`, `10m`, `2h`) and watch memory and throughput
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) soak: Option<Duration>,
+
+    /// Write everything that was measured to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Answer requests on standard input instead, for side-by-side runs (bench/compare)
+    #[arg(long, conflicts_with_all = ["sizes", "text", "latency", "soak", "json", "html"])]
+    pub(crate) pair: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PoolingArg {
     /// As the model folder says
@@ -196,5 +254,36 @@ fn at_least_one(value: &str) -> Result<usize, String> {
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("must be a whole number from 1".to_owned()),
+    }
+}
+
+/// A whole number of seconds, minutes or hours.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || "must be a number with `s`, `m` or `h` behind it, such as 90s".to_owned();
+    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(bad()),
+    };
+    match number.checked_mul(seconds) {
+        Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for text in ["", "s", "0s", "5", "1.5m", "5d", "5é", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -77,3 +77,13 @@ pub(crate) fn embed_options(args: &TextArgs) -> EmbedOptions {
 pub(crate) fn is_interactive() -> bool {
     std::io::stderr().is_terminal()
 }
+
+/// The command as it was typed, for records; folders in it are cut to their last part, because
+/// where they were on this machine means nothing elsewhere.
+pub(crate) fn command_line() -> String {
+    let last = |arg: String| match std::path::Path::new(&arg).file_name() {
+        Some(name) if arg.starts_with(['/', '.']) => name.to_string_lossy().into_owned(),
+        _ => arg,
+    };
+    std::env::args().map(last).collect::<Vec<_>>().join(" ")
+}

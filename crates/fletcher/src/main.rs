@@ -5,6 +5,7 @@
 //! bad input.
 
 mod args;
+mod bench;
 mod commands;
 mod config;
 mod failure;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         args::Command::Embed(args) => commands::embed::run(args),
         args::Command::Info(args) => commands::info::run(args),
         args::Command::Verify(args) => commands::verify::run(args),
+        args::Command::Bench(args) => commands::bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,174 @@
+//! `fletcher bench`: how fast this machine runs a model, and in how much memory.
+
+use std::io::{BufWriter, stdin, stdout};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use fletcher_backend::{DeviceChoice, registry};
+use fletcher_core::backend::Precision;
+use fletcher_core::embedder::{EmbedOptions, Embedder};
+use fletcher_io::{ChunkLimits, OnError, SourceInput, SourceOptions};
+
+use crate::args::BenchArgs;
+use crate::bench::machine::{Machine, Memory, today};
+use crate::bench::report::{ModelFacts, Report, Sizes};
+use crate::bench::workload::Workload;
+use crate::bench::{page, pair, table};
+use crate::config::{self, ModelConfig};
+use crate::failure::Failure;
+use crate::model;
+
+/// What is run if nothing is asked for.
+const DEFAULT_SIZES: [usize; 2] = [5_000, 20_000];
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command prints its result")]
+pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
+    let start = Instant::now();
+    let config = ModelConfig::resolve(&args.model);
+    let mut embedder = model::load(&config)?;
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let idle = Memory::now();
+    embedder.set_clock(nanoseconds);
+    let (embedder, options) = (&embedder, EmbedOptions::default());
+    check_lengths(&args, embedder)?;
+    let workload = Workload {
+        embedder,
+        batch_rows: args.batch_size,
+        tokens: args.seq_len,
+        peak_gops: if args.pair { None } else { peak(&config, embedder.threads()) },
+    };
+    if args.pair {
+        return pair::serve(&workload, &options, stdin().lock(), BufWriter::new(stdout().lock()));
+    }
+    let all = args.sizes.is_empty() && args.text.is_none() && !args.latency && args.soak.is_none();
+    let sizes = match (&args.sizes[..], all) {
+        ([], true) => &DEFAULT_SIZES[..],
+        (sizes, _) => sizes,
+    };
+    let tell = |what: &str| {
+        if config::is_interactive() {
+            eprintln!("{what} …");
+        }
+    };
+    let spec = embedder.model().spec();
+    let mut report = Report {
+        fletcher: env!("CARGO_PKG_VERSION"),
+        date: today(),
+        command: config::command_line(),
+        machine: Machine::detect(),
+        model: facts(embedder),
+        device: registry::resolve(config.device).to_string(),
+        precision: config.precision.name().to_owned(),
+        threads: embedder.threads(),
+        peak_gops: workload.peak_gops,
+        load_ms,
+        idle,
+        sizes: None,
+        text: None,
+        latency: Vec::new(),
+        soak: None,
+    };
+    if !sizes.is_empty() {
+        tell("sizes");
+        report.sizes = Some(Sizes {
+            batch_size: args.batch_size,
+            seq_len: args.seq_len,
+            flop_per_sequence: spec.flops(args.seq_len),
+            runs: workload.sizes(sizes)?,
+        });
+    }
+    if let Some(path) = &args.text {
+        tell("texts");
+        let texts = read_texts(path, &args.column)?;
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        report.text = Some(workload.texts(file, &texts, &options, args.rounds)?);
+    }
+    if args.latency || all {
+        tell("latency");
+        let fits = |&&tokens: &&usize| tokens <= embedder.model().max_tokens();
+        for &tokens in args.latency_tokens.iter().filter(fits) {
+            report.latency.push(workload.latency(tokens)?);
+        }
+    }
+    if let Some(duration) = args.soak {
+        tell("soak");
+        report.soak = Some(workload.soak(duration)?);
+    }
+    print!("{}", table::print(&report));
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::work(format!("the report: {error}")))?;
+        write(path, &(json + "\n"))?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &page::html(&report))?;
+    }
+    Ok(())
+}
+
+/// Nanoseconds since the first call.
+fn nanoseconds() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+fn check_lengths(args: &BenchArgs, embedder: &Embedder) -> Result<(), Failure> {
+    let limit = embedder.model().max_tokens();
+    match args.seq_len <= limit {
+        true => Ok(()),
+        false => Err(Failure::input(format!(
+            "--seq-len {}: the model takes at most {limit} tokens",
+            args.seq_len
+        ))),
+    }
+}
+
+/// The CPU's arithmetic peak in the format asked for; other devices' peaks are not measured.
+fn peak(config: &ModelConfig, threads: usize) -> Option<f64> {
+    let precision = match config.precision {
+        Precision::Auto => Precision::F32,
+        named => named,
+    };
+    match registry::resolve(config.device) {
+        DeviceChoice::Cpu => fletcher_backend::cpu::peak(precision, threads),
+        _ => None,
+    }
+}
+
+fn facts(embedder: &Embedder) -> ModelFacts {
+    let model = embedder.model();
+    // A record is read elsewhere: of a folder only its name means anything there.
+    let name = Path::new(model.name()).file_name().unwrap_or_default().to_string_lossy();
+    ModelFacts {
+        name: name.into_owned(),
+        architecture: model.architecture(),
+        parameters: model.parameters(),
+        dimensions: embedder.dim(),
+        max_tokens: model.max_tokens(),
+    }
+}
+
+/// All texts of a file, in memory, so that reading is not measured.
+fn read_texts(path: &Path, column: &str) -> Result<Vec<String>, Failure> {
+    let mut source = fletcher_io::open_source(SourceOptions {
+        input: SourceInput::Path(path.to_owned()),
+        format: None,
+        text_column: column.to_owned(),
+        on_error: OnError::Fail,
+        limits: ChunkLimits::default(),
+    })?;
+    let mut texts = Vec::new();
+    while let Some(chunk) = source.next_chunk()? {
+        texts.extend(chunk.texts.into_iter().filter_map(Result::ok));
+    }
+    match texts.is_empty() {
+        true => Err(Failure::input(format!("{}: no texts", path.display()))),
+        false => Ok(texts),
+    }
+}
+
+fn write(path: &Path, content: &str) -> Result<(), Failure> {
+    std::fs::write(path, content)
+        .map_err(|error| Failure::input(format!("{}: {error}", path.display())))
+}
