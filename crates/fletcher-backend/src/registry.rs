@@ -138,8 +138,8 @@ pub fn open(
     };
     match device {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
-            only_f32()?;
-            Embedder::new(model, Cpu::new(config.threads), config)
+            let cpu = Cpu::new(config.threads).with_precision(precision)?;
+            Embedder::new(model, cpu, config)
         }
         DeviceChoice::Reference => {
             only_f32()?;

@@ -4,6 +4,7 @@
 mod common;
 
 use fletcher_backend::cpu::Cpu;
+use fletcher_core::backend::Precision;
 use fletcher_core::conformance;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
 use fletcher_kernels::{Isa, Kernels};
@@ -14,11 +15,52 @@ fn backends() -> impl Iterator<Item = (Isa, Cpu)> {
         .filter_map(|isa| Some((isa, Cpu::with_kernels(Kernels::for_isa(isa)?, 2))))
 }
 
+/// How far a state of order 1 may be from the definition.
+const PRECISIONS: [(Precision, f64); 3] =
+    [(Precision::F32, 1e-5), (Precision::Bf16, 0.3), (Precision::Int8, 1.0)];
+
 #[test]
 fn conformance() {
     for (_, cpu) in backends() {
-        conformance::check(&cpu, 1e-5).unwrap();
+        for (precision, tolerance) in PRECISIONS {
+            conformance::check(&cpu.with_precision(precision).unwrap(), tolerance).unwrap();
+        }
     }
+}
+
+/// Narrow formats point every golden vector almost where f32 does.
+#[test]
+fn narrow_formats_keep_the_direction() {
+    for golden in common::all() {
+        let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
+        for (isa, cpu) in backends() {
+            for (precision, least) in [(Precision::Bf16, 0.9995), (Precision::Int8, 0.99)] {
+                let cpu = cpu.with_precision(precision).unwrap();
+                let embedder =
+                    Embedder::new(golden.model(), cpu, EmbedderConfig::default()).unwrap();
+                let found = embedder.embed_ids(&sequences).unwrap();
+                let dim = found.dim;
+                let vectors = found.values.chunks_exact(dim).zip(golden.vectors.chunks_exact(dim));
+                for (row, (a, b)) in vectors.enumerate() {
+                    let dot = |a: &[f32], b: &[f32]| -> f64 {
+                        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+                    };
+                    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+                    let name = &golden.name;
+                    assert!(
+                        cosine >= least,
+                        "{name} on {isa:?} in {precision:?}: cosine {cosine} of row {row}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_refused() {
+    let error = Cpu::new(1).with_precision(Precision::F16).unwrap_err();
+    assert!(error.to_string().contains("f32, bf16, int8"), "{error}");
 }
 
 #[test]
@@ -62,21 +104,21 @@ fn batch_invariance() {
         let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
         // Enough rows for several blocks, in an order that is not that of their lengths.
         let many: Vec<&[u32]> = (0..97).map(|i| sequences[i * 31 % sequences.len()]).collect();
-        for (isa, _) in backends() {
-            let mut expected: Option<Vec<u32>> = None;
-            for (threads, batch_tokens) in [(1, 1), (1, 4096), (2, 50), (3, 301)] {
-                let cpu = Cpu::with_kernels(Kernels::for_isa(isa).unwrap(), threads);
-                let config = EmbedderConfig { threads, batch_tokens };
-                let embedder = Embedder::new(golden.model(), cpu, config).unwrap();
-                let found = embedder.embed_ids(&many).unwrap();
-                let bits: Vec<u32> = found.values.iter().map(|v| v.to_bits()).collect();
-                let name = &golden.name;
-                match &expected {
-                    None => expected = Some(bits),
-                    Some(expected) => assert!(
+        for (isa, cpu) in backends() {
+            for (precision, _) in PRECISIONS {
+                let cpu = cpu.with_precision(precision).unwrap();
+                let mut expected: Option<Vec<u32>> = None;
+                for (threads, batch_tokens) in [(1, 1), (1, 4096), (2, 50), (3, 301)] {
+                    let config = EmbedderConfig { threads, batch_tokens };
+                    let embedder = Embedder::new(golden.model(), cpu, config).unwrap();
+                    let found = embedder.embed_ids(&many).unwrap();
+                    let bits: Vec<u32> = found.values.iter().map(|v| v.to_bits()).collect();
+                    let expected = expected.get_or_insert_with(|| bits.clone());
+                    assert!(
                         *expected == bits,
-                        "{name} on {isa:?}: {threads} threads, {batch_tokens} tokens a block"
-                    ),
+                        "{} on {isa:?} in {precision:?}: {threads} threads, {batch_tokens} tokens a block",
+                        golden.name
+                    );
                 }
             }
         }

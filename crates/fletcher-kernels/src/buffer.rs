@@ -5,35 +5,37 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use crate::number::Number;
+
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
-const LINE_FLOATS: usize = LINE / size_of::<f32>();
 
-/// Rows this many elements apart (2 KiB) fall into so few sets of a first-level cache that the
-/// rows of one register tile evict each other.
-const CONFLICT: usize = 512;
+/// Rows this many bytes apart fall into so few sets of a first-level cache that the rows of one
+/// register tile evict each other.
+const CONFLICT: usize = 2048;
 
 /// The distance between rows, in elements, at which rows of `columns` are best laid out: whole
 /// cache lines, and never a multiple of 2 KiB.
-pub fn row_stride(columns: usize) -> usize {
-    let stride = columns.next_multiple_of(LINE_FLOATS);
-    if stride.is_multiple_of(CONFLICT) { stride + LINE_FLOATS } else { stride }
+pub fn row_stride<T: Number>(columns: usize) -> usize {
+    let line = LINE / size_of::<T>();
+    let stride = columns.next_multiple_of(line);
+    if stride.is_multiple_of(CONFLICT / size_of::<T>()) { stride + line } else { stride }
 }
 
-/// A fixed number of f32, zero at first, aligned to a cache line.
+/// A fixed number of numbers, zero at first, aligned to a cache line.
 ///
 /// The zeros come from the allocator, so pages that nobody writes take no memory.
-pub struct AlignedBuffer {
-    data: NonNull<f32>,
+pub struct AlignedBuffer<T: Number = f32> {
+    data: NonNull<T>,
     len: usize,
 }
 
 // SAFETY: the buffer owns plain numbers.
-unsafe impl Send for AlignedBuffer {}
+unsafe impl<T: Number> Send for AlignedBuffer<T> {}
 // SAFETY: shared access only reads.
-unsafe impl Sync for AlignedBuffer {}
+unsafe impl<T: Number> Sync for AlignedBuffer<T> {}
 
-impl AlignedBuffer {
+impl<T: Number> AlignedBuffer<T> {
     /// Allocates `len` zeros; `None` when there is no memory for them.
     pub fn try_new(len: usize) -> Option<Self> {
         if len == 0 {
@@ -41,7 +43,7 @@ impl AlignedBuffer {
         }
         let layout = Self::layout(len)?;
         // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<f32>())?;
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<T>())?;
         Some(Self { data, len })
     }
 
@@ -56,11 +58,11 @@ impl AlignedBuffer {
     }
 
     fn layout(len: usize) -> Option<Layout> {
-        Layout::from_size_align(len.checked_mul(size_of::<f32>())?, LINE).ok()
+        Layout::from_size_align(len.checked_mul(size_of::<T>())?, LINE).ok()
     }
 }
 
-impl Drop for AlignedBuffer {
+impl<T: Number> Drop for AlignedBuffer<T> {
     fn drop(&mut self) {
         if let (Some(layout), true) = (Self::layout(self.len), self.len > 0) {
             // SAFETY: allocated with this very layout.
@@ -69,42 +71,43 @@ impl Drop for AlignedBuffer {
     }
 }
 
-impl Deref for AlignedBuffer {
-    type Target = [f32];
+impl<T: Number> Deref for AlignedBuffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         // SAFETY: `len` initialised elements (or none, dangling), owned by the buffer.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
 
-impl DerefMut for AlignedBuffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Number> DerefMut for AlignedBuffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }
 }
 
-impl std::fmt::Debug for AlignedBuffer {
+impl<T: Number> std::fmt::Debug for AlignedBuffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AlignedBuffer({} f32)", self.len)
+        write!(f, "AlignedBuffer({} {})", self.len, std::any::type_name::<T>())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::number::Bf16;
 
     #[test]
     fn buffers_are_zero_aligned_and_writable() {
         for len in [0, 1, 15, 16, 1000] {
-            let mut buffer = AlignedBuffer::new(len);
+            let mut buffer = AlignedBuffer::<f32>::new(len);
             assert!(buffer.iter().all(|&value| value == 0.0));
             assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(LINE));
             buffer.fill(1.0);
             assert_eq!(buffer.iter().sum::<f32>(), len as f32);
         }
-        assert!(AlignedBuffer::try_new(usize::MAX / 2).is_none());
+        assert!(AlignedBuffer::<f32>::try_new(usize::MAX / 2).is_none());
     }
 
     #[test]
@@ -112,7 +115,9 @@ mod tests {
         let cases =
             [(1, 16), (16, 16), (17, 32), (384, 384), (512, 528), (1024, 1040), (1536, 1552)];
         for (columns, stride) in cases {
-            assert_eq!(row_stride(columns), stride, "{columns} columns");
+            assert_eq!(row_stride::<f32>(columns), stride, "{columns} columns");
         }
+        assert_eq!(row_stride::<Bf16>(1024), 1056);
+        assert_eq!(row_stride::<u8>(2048), 2112);
     }
 }

@@ -5,20 +5,23 @@
 //! be made for a set that the CPU has, which is what makes its safe methods sound.
 
 use crate::isa::Isa;
+use crate::number::Format;
 use crate::ops::activation::Activation;
 use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::gemm::{Gemm, Linear, LinearShape};
 use crate::ops::norm::Norm;
+use crate::ops::quantize::Quantize;
 use crate::ops::rotary::Rotary;
 
 /// One instruction set's shells.
 struct Table {
     isa: Isa,
-    pack: fn(LinearShape, &[f32], Option<&[f32]>) -> Linear,
-    attention_scratch: fn(usize, usize) -> usize,
+    pack: fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear,
+    attention_scratch: fn(Format, usize, usize) -> usize,
     gemm: unsafe fn(&mut Gemm<'_>),
     attention: unsafe fn(&mut Attention<'_>),
     norm: unsafe fn(&mut Norm<'_>),
+    quantize: unsafe fn(&mut Quantize<'_>),
     rotary: unsafe fn(&mut Rotary<'_>),
     map: unsafe fn(Activation, &mut [f32]),
     add_scaled: unsafe fn(&mut [f32], &[f32], f32),
@@ -33,22 +36,24 @@ macro_rules! shells {
             use super::*;
             use crate::ops::{
                 activation, attention as attend, elementwise, gemm as product, norm as norms,
-                rotary as rotation,
-                tile::{self as tiles, Tile},
+                quantize as quantization, rotary as rotation,
+                tile::{Pairs, Quads, Singles, Tile, multiply},
             };
 
-            /// # Safety
-            /// The CPU has the features; see [`tiles::multiply`].
-            #[$features]
-            pub(crate) unsafe fn tile(tile: &Tile) {
-                // SAFETY: the caller's guarantees are passed on.
-                unsafe { tiles::multiply::<$lanes>(tile) }
-            }
+            /// By [`Format`].
+            pub(crate) const TILES: [unsafe fn(&Tile); 3] = [singles, pairs, quads];
+
+            shells!(#[$features]
+                singles(tile: &Tile) = multiply::<$lanes, Singles>;
+                pairs(tile: &Tile) = multiply::<$lanes, Pairs>;
+                quads(tile: &Tile) = multiply::<$lanes, Quads>;
+            );
 
             shells!(#[$features]
                 gemm(arguments: &mut Gemm<'_>) = product::gemm::<$lanes>;
                 attention(arguments: &mut Attention<'_>) = attend::attention::<$lanes>;
                 norm(arguments: &mut Norm<'_>) = norms::norm::<$lanes>;
+                quantize(arguments: &mut Quantize<'_>) = quantization::quantize::<$lanes>;
                 rotary(arguments: &mut Rotary<'_>) = rotation::rotary::<$lanes>;
                 map(activation: Activation, values: &mut [f32]) = activation::map::<$lanes>;
                 add_scaled(y: &mut [f32], x: &[f32], factor: f32)
@@ -65,8 +70,13 @@ macro_rules! shells {
                 unsafe { elementwise::dot::<$lanes>(x, y) }
             }
 
-            fn pack(shape: LinearShape, weight: &[f32], bias: Option<&[f32]>) -> Linear {
-                Linear::pack::<$lanes>($isa, shape, weight, bias)
+            fn pack(
+                format: Format,
+                shape: LinearShape,
+                weight: &[f32],
+                bias: Option<&[f32]>,
+            ) -> Linear {
+                Linear::pack::<$lanes>($isa, format, shape, weight, bias)
             }
 
             pub(super) static TABLE: Table = Table {
@@ -76,6 +86,7 @@ macro_rules! shells {
                 gemm,
                 attention,
                 norm,
+                quantize,
                 rotary,
                 map,
                 add_scaled,
@@ -105,8 +116,17 @@ shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2, #[target_feature(enable = "avx2
 shells!(
     avx512,
     Isa::Avx512,
-    crate::isa::avx512::Avx512,
+    crate::isa::avx512::Avx512<false>,
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx512_dot,
+    Isa::Avx512Dot,
+    crate::isa::avx512::Avx512<true>,
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
+    )]
 );
 #[cfg(target_arch = "aarch64")]
 shells!(neon, Isa::Neon, crate::isa::neon::Neon, #[target_feature(enable = "neon")]);
@@ -140,6 +160,8 @@ impl Kernels {
             Isa::Avx2 => &avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Dot => &avx512_dot::TABLE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::TABLE,
             #[allow(unreachable_patterns, reason = "the sets of other architectures")]
@@ -157,8 +179,14 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree with the shape.
-    pub fn pack(&self, shape: LinearShape, weight: &[f32], bias: Option<&[f32]>) -> Linear {
-        (self.table.pack)(shape, weight, bias)
+    pub fn pack(
+        &self,
+        format: Format,
+        shape: LinearShape,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Linear {
+        (self.table.pack)(format, shape, weight, bias)
     }
 
     /// `y = epilogue(x W^T + b)`.
@@ -171,9 +199,10 @@ impl Kernels {
         unsafe { (self.table.gemm)(&mut g) }
     }
 
-    /// Elements of scratch that attention over `tokens` needs.
-    pub fn attention_scratch(&self, shape: AttentionShape, tokens: usize) -> usize {
-        (self.table.attention_scratch)(shape.head_dim, tokens)
+    /// Elements of scratch that attention over `tokens` needs, in [`Format::F32`] or
+    /// [`Format::Bf16`].
+    pub fn attention_scratch(&self, format: Format, shape: AttentionShape, tokens: usize) -> usize {
+        (self.table.attention_scratch)(format, shape.head_dim, tokens)
     }
 
     /// Softmax attention of one sequence over itself.
@@ -181,7 +210,7 @@ impl Kernels {
     /// # Panics
     /// When a slice is too short.
     pub fn attention(&self, mut a: Attention<'_>) {
-        a.check(self.attention_scratch(a.shape, a.tokens));
+        a.check(self.attention_scratch(a.rows.format(), a.shape, a.tokens));
         // SAFETY: `self` exists, so the CPU has the instruction set; the bounds are checked.
         unsafe { (self.table.attention)(&mut a) }
     }
@@ -194,6 +223,16 @@ impl Kernels {
         n.check();
         // SAFETY: `self` exists, so the CPU has the instruction set; the bounds are checked.
         unsafe { (self.table.norm)(&mut n) }
+    }
+
+    /// Turns rows into bytes.
+    ///
+    /// # Panics
+    /// When a slice is too short.
+    pub fn quantize(&self, mut q: Quantize<'_>) {
+        q.check();
+        // SAFETY: `self` exists, so the CPU has the instruction set; the bounds are checked.
+        unsafe { (self.table.quantize)(&mut q) }
     }
 
     /// Rotates queries and keys by their positions.

@@ -12,15 +12,18 @@
 mod buffer;
 mod dispatch;
 mod isa;
+mod number;
 mod ops;
 mod peak;
 
 pub use buffer::{AlignedBuffer, row_stride};
 pub use dispatch::Kernels;
 pub use isa::Isa;
+pub use number::{Bf16, Format, Number, RowScale};
 pub use ops::activation::Activation;
-pub use ops::attention::{Attention, AttentionBias, AttentionShape};
-pub use ops::gemm::{Epilogue, Gemm, Linear, LinearShape};
+pub use ops::attention::{Attention, AttentionBias, AttentionRows, AttentionShape};
+pub use ops::gemm::{Epilogue, Gemm, Input, Linear, LinearShape, Output};
 pub use ops::norm::{Norm, NormKind};
+pub use ops::quantize::{Quantize, Source};
 pub use ops::rotary::{Rotary, RotaryPairs};
 pub use peak::{Multiply, peak_gops};

@@ -2,8 +2,12 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{all, assert_close, numbers};
-use fletcher_kernels::{Attention, AttentionBias, AttentionShape, Kernels};
+use fletcher_kernels::{
+    Attention, AttentionBias, AttentionRows, AttentionShape, Bf16, Format, Kernels,
+};
 
 /// What varies; the operands follow from it.
 #[derive(Debug, Clone, Copy)]
@@ -31,19 +35,28 @@ fn tables() -> Vec<Vec<f32>> {
 
 impl Case {
     fn qkv(&self) -> Vec<f32> {
-        numbers(9, self.tokens * (self.shape.qkv_columns() + 3)).iter().map(|x| 2.0 * x).collect()
+        // Values that bfloat16 has exactly, so that both formats start from the same.
+        let values = numbers(9, self.tokens * (self.shape.qkv_columns() + 3));
+        values.iter().map(|x| Bf16::from_f32(2.0 * x).to_f32()).collect()
     }
 
-    /// The context with whatever stood between its rows.
-    fn run(&self, kernels: &Kernels) -> Vec<f32> {
+    /// The context of some queries, with whatever stood between its rows.
+    fn run(&self, kernels: &Kernels, format: Format, queries: Range<usize>) -> Vec<f32> {
         let columns = self.shape.context_columns();
-        let mut context = vec![7.0; self.tokens * (columns + 1)];
+        let (qkv, elements) = (self.qkv(), queries.len() * (columns + 1));
+        let halves: Vec<Bf16> = qkv.iter().map(|&x| Bf16::from_f32(x)).collect();
+        let (mut context, mut half_context) = (vec![7.0; elements], vec![Bf16(0x40e0); elements]);
+        let rows = match format {
+            Format::F32 => AttentionRows::F32 { qkv: &qkv, context: &mut context },
+            _ => AttentionRows::Bf16 { qkv: &halves, context: &mut half_context },
+        };
         // What an earlier sequence left there must not count.
-        let mut scratch = vec![f32::NAN; kernels.attention_scratch(self.shape, self.tokens)];
+        let mut scratch = vec![f32::NAN; kernels.attention_scratch(format, self.shape, self.tokens)];
         let tables = tables();
         kernels.attention(Attention {
             shape: self.shape,
             tokens: self.tokens,
+            queries,
             scale: 0.3,
             window: self.window,
             causal: self.causal,
@@ -54,13 +67,15 @@ impl Case {
                 }
                 Bias::Alibi => AttentionBias::Alibi { slopes: &SLOPES },
             },
-            qkv: &self.qkv(),
+            rows,
             qkv_stride: self.shape.qkv_columns() + 3,
-            context: &mut context,
             context_stride: columns + 1,
             scratch: &mut scratch,
         });
-        context
+        match format {
+            Format::F32 => context,
+            _ => half_context.iter().map(|x| x.to_f32()).collect(),
+        }
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -106,9 +121,18 @@ impl Case {
 
     fn check(&self) {
         let expected = self.expected();
-        // Scores reach 40, where one rounding moves a probability by 4e-6 of itself.
-        for kernels in all() {
-            assert_close(&self.run(&kernels), &expected, 2e-5, &format!("{kernels:?} {self:?}"));
+        // Scores reach 40, where one rounding moves a probability by 4e-6 of itself. Probabilities
+        // and results of at most 2 are rounded to 8 bits in bfloat16.
+        for (format, tolerance) in [(Format::F32, 2e-5), (Format::Bf16, 1.6e-2)] {
+            for kernels in all() {
+                let found = self.run(&kernels, format, 0..self.tokens);
+                assert_close(&found, &expected, tolerance, &format!("{kernels:?} {self:?}"));
+                let cut = self.tokens / 3;
+                let mut parts = self.run(&kernels, format, 0..cut);
+                parts.extend(self.run(&kernels, format, cut..self.tokens));
+                let same = parts.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{kernels:?} {format:?} {self:?} in two parts");
+            }
         }
     }
 }
@@ -155,17 +179,17 @@ fn large_scores_do_not_overflow() {
         let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1 };
         let qkv = [1e4, 1e4, 1.0, 1e4, -1e4, 2.0];
         let mut context = [0.0; 2];
-        let mut scratch = vec![0.0; kernels.attention_scratch(shape, 2)];
+        let mut scratch = vec![0.0; kernels.attention_scratch(Format::F32, shape, 2)];
         kernels.attention(Attention {
             shape,
             tokens: 2,
+            queries: 0..2,
             scale: 1.0,
             window: None,
             causal: false,
             bias: AttentionBias::None,
-            qkv: &qkv,
+            rows: AttentionRows::F32 { qkv: &qkv, context: &mut context },
             qkv_stride: 3,
-            context: &mut context,
             context_stride: 1,
             scratch: &mut scratch,
         });

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{all, assert_close, erf, numbers};
-use fletcher_kernels::{Activation, Norm, NormKind, Rotary, RotaryPairs};
+use fletcher_kernels::{Activation, Bf16, Norm, NormKind, Output, Rotary, RotaryPairs};
 
 fn defined(activation: Activation, x: f64) -> f64 {
     match activation {
@@ -77,6 +77,7 @@ fn norms_are_their_definitions() {
             for kind in [NormKind::Layer, NormKind::Rms] {
                 for (bias, in_place) in [(Some(&bias[..]), true), (None, false)] {
                     let mut output = if in_place { input.clone() } else { vec![7.0; input.len()] };
+                    let mut rounded = vec![Bf16(0); rows * columns];
                     kernels.norm(Norm {
                         kind,
                         eps: 1e-5,
@@ -86,6 +87,8 @@ fn norms_are_their_definitions() {
                         input: (!in_place).then_some(&input[..]),
                         output: &mut output,
                         stride,
+                        rounded: Some(&mut rounded),
+                        rounded_stride: columns,
                     });
                     for row in 0..rows {
                         let x: Vec<f64> = (input[row * stride..][..columns].iter())
@@ -107,6 +110,10 @@ fn norms_are_their_definitions() {
                         let what = format!("{kernels:?} {kind:?} {columns} columns");
                         // The mean of values around 100 is only known to their rounding.
                         assert_close(&output[row * stride..][..columns], &expected, 2e-4, &what);
+                        let pairs = output[row * stride..].iter().zip(&rounded[row * columns..]);
+                        for (&value, &rounded) in pairs.take(columns) {
+                            assert_eq!(rounded, Bf16::from_f32(value), "{what}");
+                        }
                         let between = row * stride + columns..((row + 1) * stride).min(input.len());
                         let untouched = if in_place { input[between.start] } else { 7.0 };
                         assert_eq!(output[between.start], untouched, "{what}: wrote past a row");
@@ -137,9 +144,22 @@ fn rotations_are_their_definitions() {
                     cos: &cos,
                     sin: &sin,
                     rows,
-                    data: &mut data,
+                    data: Output::F32(&mut data),
                     stride,
                 });
+                let mut halves: Vec<Bf16> = before.iter().map(|&x| Bf16::from_f32(x)).collect();
+                kernels.rotary(Rotary {
+                    pairs,
+                    heads,
+                    head_dim,
+                    rotary_dim,
+                    cos: &cos,
+                    sin: &sin,
+                    rows,
+                    data: Output::Bf16(&mut halves),
+                    stride,
+                });
+                let halves: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
                 let mut expected: Vec<f64> = before.iter().map(|&x| f64::from(x)).collect();
                 for (row, head) in (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h))) {
                     for pair in 0..half {
@@ -154,7 +174,9 @@ fn rotations_are_their_definitions() {
                         expected[high] = b * f64::from(c) + a * f64::from(s);
                     }
                 }
-                assert_close(&data, &expected, 3e-7, &format!("{kernels:?} {pairs:?} {head_dim}"));
+                let what = format!("{kernels:?} {pairs:?} {head_dim}");
+                assert_close(&data, &expected, 3e-7, &what);
+                assert_close(&halves, &expected, 1e-2, &what);
             }
         }
     }

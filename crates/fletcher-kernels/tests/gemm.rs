@@ -3,7 +3,12 @@
 mod common;
 
 use common::{all, assert_close, numbers};
-use fletcher_kernels::{Activation, Epilogue, Gemm, Kernels, Linear, LinearShape};
+use fletcher_kernels::{
+    Activation, Bf16, Epilogue, Format, Gemm, Input, Kernels, Linear, LinearShape, Output, Quantize,
+    RowScale, Source,
+};
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
 
 /// One product's operands, rows a few elements apart so that writing past one shows.
 struct Case {
@@ -24,10 +29,11 @@ impl Case {
             rows,
             weight,
             bias: numbers(2, shape.rows),
-            x: numbers(3, rows * (shape.cols + 1)),
+            x: Vec::new(),
             y: Vec::new(),
         };
-        case.y = numbers(4, rows * (case.outputs() + 3));
+        case.x = numbers(3, rows * case.x_stride());
+        case.y = numbers(4, rows * case.y_stride());
         case
     }
 
@@ -35,27 +41,90 @@ impl Case {
         if self.shape.gated { self.shape.rows / 2 } else { self.shape.rows }
     }
 
-    fn linear(&self, kernels: &Kernels) -> Linear {
-        kernels.pack(self.shape, &self.weight, Some(&self.bias))
+    /// Room for the up to three elements that share the last one's word.
+    fn x_stride(&self) -> usize {
+        self.shape.cols + 3
+    }
+
+    fn y_stride(&self) -> usize {
+        self.outputs() + 3
+    }
+
+    fn linear(&self, kernels: &Kernels, format: Format) -> Linear {
+        kernels.pack(format, self.shape, &self.weight, Some(&self.bias))
     }
 
     /// Rows `first..first + rows` of the result.
-    fn run(&self, k: &Kernels, first: usize, rows: usize, epilogue: Epilogue) -> Vec<f32> {
-        let (x_stride, y_stride) = (self.shape.cols + 1, self.outputs() + 3);
+    fn run(
+        &self,
+        k: &Kernels,
+        format: Format,
+        (first, rows): (usize, usize),
+        epilogue: Epilogue,
+    ) -> Vec<f32> {
+        let (x_stride, y_stride) = (self.x_stride(), self.y_stride());
         let mut y = self.y[first * y_stride..(first + rows) * y_stride].to_vec();
-        let linear = &self.linear(k);
+        let linear = &self.linear(k, format);
         let x = &self.x[first * x_stride..];
-        k.gemm(Gemm { linear, rows, x, x_stride, y: &mut y, y_stride, epilogue });
+        let halves: Vec<Bf16> = x.iter().map(|&x| Bf16::from_f32(x)).collect();
+        let (bytes, scales) = self.bytes(k, first, rows);
+        let x = match format {
+            Format::F32 => Input::F32(x),
+            Format::Bf16 => Input::Bf16(&halves),
+            Format::Int8 => Input::Int8 { bytes: &bytes, scales: &scales },
+        };
+        k.gemm(Gemm { linear, rows, x, x_stride, y: Output::F32(&mut y), y_stride, epilogue });
         y
     }
 
-    fn expected(&self, epilogue: Epilogue) -> Vec<f64> {
-        let (x_stride, y_stride) = (self.shape.cols + 1, self.outputs() + 3);
+    fn bytes(&self, k: &Kernels, first: usize, rows: usize) -> (Vec<u8>, Vec<RowScale>) {
+        let x_stride = self.x_stride();
+        let x = &self.x[first * x_stride..];
+        let (mut bytes, mut scales) = (vec![0; x.len()], vec![RowScale::default(); rows]);
+        k.quantize(Quantize {
+            rows,
+            columns: self.shape.cols,
+            x: Source::F32(x),
+            x_stride,
+            bytes: &mut bytes,
+            stride: x_stride,
+            scales: &mut scales,
+        });
+        (bytes, scales)
+    }
+
+    /// The operands as the format rounds them.
+    fn rounded(&self, k: &Kernels, format: Format) -> (Vec<f64>, Vec<f64>) {
+        let exact = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let bf16 = |values: &[f32]| {
+            values.iter().map(|&x| f64::from(Bf16::from_f32(x).to_f32())).collect::<Vec<_>>()
+        };
+        match format {
+            Format::F32 => (exact(&self.x), exact(&self.weight)),
+            Format::Bf16 => (bf16(&self.x), bf16(&self.weight)),
+            Format::Int8 => {
+                let (bytes, scales) = self.bytes(k, 0, self.rows);
+                let x = bytes.iter().enumerate().map(|(i, &byte)| {
+                    let RowScale { scale, zero } = scales[i / self.x_stride()];
+                    f64::from(scale) * (f64::from(byte) - f64::from(zero))
+                });
+                let weight = self.weight.chunks(self.shape.cols).flat_map(|row| {
+                    let step = row.iter().fold(0.0f32, |m, w| m.max(w.abs())) / 127.0;
+                    row.iter().map(move |w| f64::from((w / step).round_ties_even() * step))
+                });
+                (x.collect(), weight.collect())
+            }
+        }
+    }
+
+    fn expected(&self, k: &Kernels, format: Format, epilogue: Epilogue) -> Vec<f64> {
+        let (xs, weight) = self.rounded(k, format);
+        let (x_stride, y_stride) = (self.x_stride(), self.y_stride());
         let mut y: Vec<f64> = self.y.iter().map(|&y| f64::from(y)).collect();
         let sum = |row: usize, column: usize| {
-            let x = &self.x[row * x_stride..][..self.shape.cols];
-            let w = &self.weight[column * self.shape.cols..][..self.shape.cols];
-            let products = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let x = &xs[row * x_stride..][..self.shape.cols];
+            let w = &weight[column * self.shape.cols..][..self.shape.cols];
+            let products = x.iter().zip(w).map(|(x, w)| x * w);
             products.sum::<f64>() + f64::from(self.bias[column])
         };
         for row in 0..self.rows {
@@ -91,9 +160,11 @@ fn products_are_their_definition() {
                 (&plain, Epilogue::Accumulate),
                 (&gated, Epilogue::Gate(Activation::Silu)),
             ] {
-                let what = format!("{kernels:?} {rows} x {cols} x {out} {epilogue:?}");
-                let found = case.run(&kernels, 0, rows, epilogue);
-                assert_close(&found, &case.expected(epilogue), 3e-6, &what);
+                for format in FORMATS {
+                    let what = format!("{kernels:?} {format:?} {rows} x {cols} x {out} {epilogue:?}");
+                    let found = case.run(&kernels, format, (0, rows), epilogue);
+                    assert_close(&found, &case.expected(&kernels, format, epilogue), 3e-6, &what);
+                }
             }
         }
     }
@@ -105,8 +176,11 @@ fn blocks_of_rows_do_not_show() {
     let case = Case::new(61, LinearShape { rows: 40, cols: 6000, gated: false });
     let epilogue = Epilogue::Activate(Activation::Identity);
     for kernels in all() {
-        let found = case.run(&kernels, 0, 61, epilogue);
-        assert_close(&found, &case.expected(epilogue), 1e-5, &format!("{kernels:?}"));
+        for format in FORMATS {
+            let found = case.run(&kernels, format, (0, 61), epilogue);
+            let expected = case.expected(&kernels, format, epilogue);
+            assert_close(&found, &expected, 1e-5, &format!("{kernels:?} {format:?}"));
+        }
     }
 }
 
@@ -115,14 +189,14 @@ fn blocks_of_rows_do_not_show() {
 fn rows_do_not_depend_on_their_batch() {
     let case = Case::new(64, LinearShape { rows: 2 * 37, cols: 77, gated: true });
     let epilogue = Epilogue::Gate(Activation::GeluErf);
-    let stride = case.outputs() + 3;
-    for kernels in all() {
-        let whole = case.run(&kernels, 0, 64, epilogue);
+    let stride = case.y_stride();
+    for (kernels, format) in all().into_iter().flat_map(|k| FORMATS.map(|format| (k, format))) {
+        let whole = case.run(&kernels, format, (0, 64), epilogue);
         for (first, rows) in (0..64).map(|r| (r, 1)).chain((1..40).map(|r| (64 - r - 3, r))) {
-            let part = case.run(&kernels, first, rows, epilogue);
+            let part = case.run(&kernels, format, (first, rows), epilogue);
             let same =
                 part.iter().zip(&whole[first * stride..]).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{kernels:?}: rows {first}.. of {rows}");
+            assert!(same, "{kernels:?} {format:?}: rows {first}.. of {rows}");
         }
     }
 }
@@ -132,5 +206,66 @@ fn rows_do_not_depend_on_their_batch() {
 fn short_slices_are_refused() {
     let mut case = Case::new(4, LinearShape { rows: 8, cols: 8, gated: false });
     case.x.truncate(20);
-    case.run(&Kernels::detect(), 0, 4, Epilogue::Accumulate);
+    case.run(&Kernels::detect(), Format::F32, (0, 4), Epilogue::Accumulate);
+}
+
+/// The rounded output is the other one, rounded.
+#[test]
+fn outputs_are_rounded_to_bf16() {
+    let case = Case::new(19, LinearShape { rows: 45, cols: 64, gated: false });
+    let epilogue = Epilogue::Activate(Activation::GeluErf);
+    for kernels in all() {
+        let linear = &case.linear(&kernels, Format::F32);
+        let (x, x_stride, y_stride) = (Input::F32(&case.x), case.x_stride(), case.y_stride());
+        let exact = case.run(&kernels, Format::F32, (0, 19), epilogue);
+        let mut y = vec![Bf16(7); exact.len()];
+        let (rows, output) = (19, Output::Bf16(&mut y));
+        kernels.gemm(Gemm { linear, rows, x, x_stride, y: output, y_stride, epilogue });
+        for (at, (found, exact)) in y.iter().zip(exact).enumerate() {
+            let expected = if at % y_stride < 45 { Bf16::from_f32(exact) } else { Bf16(7) };
+            assert_eq!(*found, expected, "{kernels:?} {at}");
+        }
+    }
+}
+
+/// Bytes span the row's range, 0 stays 0, and what is not finite is not forgotten.
+#[test]
+fn rows_of_bytes_are_their_definition() {
+    for (kernels, columns) in all().into_iter().flat_map(|k| (1..70).map(move |c| (k, c))) {
+        let stride = columns + 1;
+        let mut x = numbers(columns as u64, 6 * stride);
+        x[..columns].iter_mut().for_each(|x| *x = x.abs() + 0.5);
+        x[stride..][..columns].fill(0.0);
+        x[2 * stride + columns / 2] = f32::NAN;
+        x[3 * stride + columns - 1] = f32::INFINITY;
+        x[4 * stride..][..columns].iter_mut().for_each(|x| *x = -x.abs());
+        let halves: Vec<Bf16> = x.iter().map(|&x| Bf16::from_f32(x)).collect();
+        let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+        for (source, values) in [(Source::F32(&x), &x), (Source::Bf16(&halves), &rounded)] {
+            let (mut bytes, mut scales) = (vec![7; x.len()], vec![RowScale::default(); 6]);
+            kernels.quantize(Quantize {
+                rows: 6,
+                columns,
+                x: source,
+                x_stride: stride,
+                bytes: &mut bytes,
+                stride,
+                scales: &mut scales,
+            });
+            for (row, RowScale { scale, zero }) in scales.into_iter().enumerate() {
+                let what = format!("{kernels:?} row {row} of {columns} columns");
+                assert_eq!(bytes[row * stride + columns], 7, "{what}: wrote past a row");
+                assert_eq!(scale.is_nan(), row == 2 || row == 3, "{what}");
+                let x = &values[row * stride..][..columns];
+                let (low, high) =
+                    x.iter().fold((0.0f32, 0.0f32), |(l, h), &x| (l.min(x), h.max(x)));
+                for (&x, &byte) in x.iter().zip(&bytes[row * stride..]).filter(|_| !scale.is_nan())
+                {
+                    let error = (scale * (f32::from(byte) - zero) - x).abs();
+                    assert!(error <= 1.01 * (high - low) / 255.0, "{what}: {x} is {byte}");
+                }
+                assert!(zero == zero.round() && (0.0..=255.0).contains(&zero), "{what}: {zero}");
+            }
+        }
+    }
 }

@@ -1,8 +1,14 @@
 //! One worker's activations: every slot and all scratch, allocated once.
+//!
+//! A slot's *state* is what operations write and read, in f32 or, where nothing is summed up over
+//! layers, in bf16 when the model is not in f32. Its *operand* is the same rows as a linear layer
+//! multiplies them: the state itself, or a copy in bf16 or bytes.
 
 use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::spec::EncoderSpec;
-use fletcher_kernels::{AlignedBuffer, AttentionShape, Kernels, row_stride};
+use fletcher_kernels::{
+    AlignedBuffer, AttentionShape, Bf16, Format, Kernels, Number, RowScale, row_stride,
+};
 
 /// The activation slots of one worker.
 #[derive(Debug)]
@@ -11,23 +17,92 @@ pub struct Arena {
     /// Tokens of the current batch.
     pub(super) tokens: usize,
     /// In the order of [`Slot`].
-    slots: [AlignedBuffer; 5],
+    slots: [Rows; 5],
     /// For attention.
     scratch: AlignedBuffer,
     /// One row of an embedding table, widened.
     pub(super) row: Vec<f32>,
 }
 
-/// A slot's rows to read, and how far apart they are.
-pub(super) struct Rows<'a> {
-    pub(super) data: &'a [f32],
+/// A slot's rows.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub(super) columns: usize,
+    pub(super) state: State,
+    pub(super) operand: Operand,
+}
+
+/// Rows as operations write them.
+#[derive(Debug)]
+pub(super) enum State {
+    F32(Plane<f32>),
+    Bf16(Plane<Bf16>),
+}
+
+/// Rows as a linear layer multiplies them.
+#[derive(Debug)]
+pub(super) enum Operand {
+    /// The state, or nothing reads it.
+    State,
+    /// The state rounded by the norm that writes it.
+    Bf16(Plane<Bf16>),
+    /// The state in bytes, made when a linear layer asks for it.
+    Int8(Plane<u8>, Vec<RowScale>),
+}
+
+/// Rows of numbers.
+#[derive(Debug)]
+pub(super) struct Plane<T: Number> {
+    data: AlignedBuffer<T>,
+    /// Elements from one row to the next.
     pub(super) stride: usize,
 }
 
-/// A slot's rows to write, and how far apart they are.
-pub(super) struct RowsMut<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) stride: usize,
+impl<T: Number> Plane<T> {
+    fn new(rows: usize, columns: usize) -> Result<Self, BackendError> {
+        let stride = row_stride::<T>(columns);
+        let elements = rows.saturating_mul(stride);
+        let data = AlignedBuffer::try_new(elements).ok_or_else(|| BackendError::OutOfMemory {
+            device: "cpu".into(),
+            what: "a worker's activations",
+            needed_bytes: elements.saturating_mul(size_of::<T>()),
+        })?;
+        Ok(Self { data, stride })
+    }
+
+    /// The first `count` rows.
+    pub(super) fn rows(&self, count: usize) -> &[T] {
+        &self.data[..count * self.stride]
+    }
+
+    /// The first `count` rows, to write.
+    pub(super) fn rows_mut(&mut self, count: usize) -> &mut [T] {
+        &mut self.data[..count * self.stride]
+    }
+}
+
+impl Rows {
+    fn new(format: Format, spec: &EncoderSpec, slot: Slot, rows: usize) -> Result<Self, BackendError> {
+        let columns = match slot {
+            Slot::Hidden | Slot::Normed => spec.hidden,
+            Slot::Qkv => spec.qkv_width(),
+            Slot::Context => spec.context_width(),
+            Slot::Inner => spec.intermediate,
+        };
+        let narrow = format != Format::F32 && !matches!(slot, Slot::Hidden | Slot::Normed);
+        let state = match narrow {
+            true => State::Bf16(Plane::new(rows, columns)?),
+            false => State::F32(Plane::new(rows, columns)?),
+        };
+        let operand = match (format, slot, narrow) {
+            (Format::F32, ..) | (_, Slot::Qkv, _) | (Format::Bf16, _, true) => Operand::State,
+            (Format::Bf16, _, false) => Operand::Bf16(Plane::new(rows, columns)?),
+            (Format::Int8, ..) => {
+                Operand::Int8(Plane::new(rows, columns)?, vec![RowScale::default(); rows])
+            }
+        };
+        Ok(Self { columns, state, operand })
+    }
 }
 
 impl Arena {
@@ -35,10 +110,13 @@ impl Arena {
     /// touched, and so become resident, only as batches need them.
     pub(super) fn new(
         kernels: &Kernels,
+        format: Format,
         spec: &EncoderSpec,
         max_tokens: usize,
     ) -> Result<Self, BackendError> {
-        let slot = |slot| buffer(max_tokens.saturating_mul(stride(spec, slot)));
+        let slot = |slot| Rows::new(format, spec, slot, max_tokens);
+        let attention = if format == Format::F32 { Format::F32 } else { Format::Bf16 };
+        let words = kernels.attention_scratch(attention, attention_shape(spec), max_tokens);
         Ok(Self {
             spec: spec.clone(),
             tokens: 0,
@@ -49,64 +127,46 @@ impl Arena {
                 slot(Slot::Context)?,
                 slot(Slot::Inner)?,
             ],
-            scratch: buffer(kernels.attention_scratch(attention_shape(spec), max_tokens))?,
+            scratch: Plane::new(1, words)?.data,
             row: vec![0.0; spec.hidden],
         })
     }
 
-    /// The current batch's rows of a slot.
-    pub(super) fn slot(&mut self, slot: Slot) -> RowsMut<'_> {
-        let stride = stride(&self.spec, slot);
-        RowsMut { data: &mut self.slots[slot as usize][..self.tokens * stride], stride }
+    /// A slot.
+    pub(super) fn slot(&mut self, slot: Slot) -> &mut Rows {
+        &mut self.slots[slot as usize]
     }
 
-    /// Two different slots, the first to read and the second to write.
-    pub(super) fn pair(&mut self, input: Slot, output: Slot) -> (Rows<'_>, RowsMut<'_>) {
+    /// The current batch's rows of the hidden state, and how far apart they are.
+    pub(super) fn hidden(&mut self) -> (&mut [f32], usize) {
+        match &mut self.slots[Slot::Hidden as usize].state {
+            State::F32(plane) => {
+                let stride = plane.stride;
+                (plane.rows_mut(self.tokens), stride)
+            }
+            State::Bf16(_) => unreachable!("the hidden state is in f32"),
+        }
+    }
+
+    /// Two different slots.
+    pub(super) fn pair(&mut self, input: Slot, output: Slot) -> (&mut Rows, &mut Rows) {
         assert_ne!(input, output, "one slot cannot be read and written");
-        let (from, to) = (stride(&self.spec, input), stride(&self.spec, output));
         let (input, output) = (input as usize, output as usize);
         let (low, high) = self.slots.split_at_mut(input.max(output));
-        let (read, write) = match input < output {
-            true => (&low[input], &mut high[0]),
-            false => (&high[0], &mut low[output]),
-        };
-        (
-            Rows { data: &read[..self.tokens * from], stride: from },
-            RowsMut { data: &mut write[..self.tokens * to], stride: to },
-        )
+        match input < output {
+            true => (&mut low[input], &mut high[0]),
+            false => (&mut high[0], &mut low[output]),
+        }
     }
 
     /// Queries, keys and values; the context to write; and scratch.
-    pub(super) fn attention(&mut self) -> (Rows<'_>, RowsMut<'_>, &mut [f32]) {
-        let (qkv, context) = (stride(&self.spec, Slot::Qkv), stride(&self.spec, Slot::Context));
+    pub(super) fn attention(&mut self) -> (&Rows, &mut Rows, &mut [f32]) {
         let (low, high) = self.slots.split_at_mut(Slot::Context as usize);
-        (
-            Rows { data: &low[Slot::Qkv as usize][..self.tokens * qkv], stride: qkv },
-            RowsMut { data: &mut high[0][..self.tokens * context], stride: context },
-            &mut self.scratch,
-        )
+        (&low[Slot::Qkv as usize], &mut high[0], &mut self.scratch)
     }
-}
-
-fn buffer(elements: usize) -> Result<AlignedBuffer, BackendError> {
-    AlignedBuffer::try_new(elements).ok_or_else(|| BackendError::OutOfMemory {
-        device: "cpu".into(),
-        what: "a worker's activations",
-        needed_bytes: elements.saturating_mul(size_of::<f32>()),
-    })
 }
 
 /// How the kernels see a row of [`Slot::Qkv`].
 pub(super) fn attention_shape(spec: &EncoderSpec) -> AttentionShape {
     AttentionShape { heads: spec.heads, kv_heads: spec.heads, head_dim: spec.head_dim }
-}
-
-/// Elements from one row of a slot to the next.
-fn stride(spec: &EncoderSpec, slot: Slot) -> usize {
-    row_stride(match slot {
-        Slot::Hidden | Slot::Normed => spec.hidden,
-        Slot::Qkv => spec.qkv_width(),
-        Slot::Context => spec.context_width(),
-        Slot::Inner => spec.intermediate,
-    })
 }

@@ -1,4 +1,10 @@
-//! The CPU: f32 through the kernels of the best instruction set that the machine has.
+//! The CPU, through the kernels of the best instruction set that the machine has.
+//!
+//! In f32 everything is f32. In bf16 the operands of products, the queries, keys and values, the
+//! probabilities and what stands between operations is rounded to bf16. In int8 the operands of linear
+//! layers are bytes (a step per output feature of a weight, a step and a zero per token of an input,
+//! exact integer sums) and attention is as in bf16. The residual stream, norms, softmax and all sums
+//! are f32 in each.
 //!
 //! A worker takes a block of sequences through all layers in its own [`Arena`]; no operation
 //! splits work between workers, so nothing waits. The block's activations are meant to stay in
@@ -13,17 +19,22 @@ pub use peak::peak;
 
 use std::num::NonZero;
 
-use fletcher_kernels::Kernels;
+use fletcher_core::backend::{BackendError, Precision};
+use fletcher_kernels::{Format, Kernels};
 
 /// The CPU backend.
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
     kernels: Kernels,
+    format: Format,
     threads: usize,
 }
 
+/// What `--precision` can be on the CPU.
+const PRECISIONS: &str = "f32, bf16, int8";
+
 impl Cpu {
-    /// Uses `threads` workers; 0 stands for the CPUs that this process may use.
+    /// Uses `threads` workers, and f32; 0 stands for the CPUs that this process may use.
     pub fn new(threads: usize) -> Self {
         Self::with_kernels(Kernels::detect(), threads)
     }
@@ -31,7 +42,26 @@ impl Cpu {
     /// As [`Self::new`], with the kernels of a chosen instruction set.
     pub fn with_kernels(kernels: Kernels, threads: usize) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self { kernels, threads: if threads == 0 { allowed() } else { threads } }
+        let threads = if threads == 0 { allowed() } else { threads };
+        Self { kernels, format: Format::F32, threads }
+    }
+
+    /// The same in another number format. `auto` is f32: the CPU never trades a vector's digits for
+    /// speed unasked.
+    ///
+    /// # Errors
+    /// [`BackendError::NoPrecision`] for f16, which no kernel computes in.
+    pub fn with_precision(self, precision: Precision) -> Result<Self, BackendError> {
+        let format = match precision {
+            Precision::Auto | Precision::F32 => Format::F32,
+            Precision::Bf16 => Format::Bf16,
+            Precision::Int8 => Format::Int8,
+            Precision::F16 => {
+                let (device, has) = ("cpu".to_owned(), PRECISIONS);
+                return Err(BackendError::NoPrecision { device, precision, has });
+            }
+        };
+        Ok(Self { format, ..self })
     }
 
     /// What `fletcher info` says of this machine's CPU.
@@ -41,7 +71,7 @@ impl Cpu {
             .into_iter()
             .map(fletcher_kernels::Isa::name)
             .collect();
-        format!("{} kernels, f32 (found: {})", kernels.isa().name(), found.join(", "))
+        format!("{} kernels, {PRECISIONS} (found: {})", kernels.isa().name(), found.join(", "))
     }
 }
 

@@ -9,7 +9,7 @@ use fletcher_core::spec::{Activation, EncoderSpec, learned_rows, rotary_table};
 use fletcher_core::weights::Tensor;
 use fletcher_kernels as kernels;
 
-use super::arena::{Arena, attention_shape};
+use super::arena::{Arena, Operand, Rows, State, attention_shape};
 use super::{Cpu, Norm, RelativeBias, Rotary};
 
 /// Bytes of activations that a block may have: most of a common L2 cache, with room left for the
@@ -40,7 +40,7 @@ impl Backend for Cpu {
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<kernels::Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
-        Ok(self.kernels.pack(kernels::LinearShape { rows, cols, gated }, weight, bias))
+        Ok(self.kernels.pack(self.format, kernels::LinearShape { rows, cols, gated }, weight, bias))
     }
 
     fn upload_norm(
@@ -77,7 +77,7 @@ impl Backend for Cpu {
     }
 
     fn plan(&self, spec: &EncoderSpec, max_tokens: usize) -> Result<Arena, BackendError> {
-        Arena::new(&self.kernels, spec, max_tokens)
+        Arena::new(&self.kernels, self.format, spec, max_tokens)
     }
 
     fn embed(
@@ -89,8 +89,7 @@ impl Backend for Cpu {
         let d = arena.spec.hidden;
         arena.tokens = batch.tokens();
         let mut row = std::mem::take(&mut arena.row);
-        let hidden = arena.slot(Slot::Hidden);
-        let (stride, hidden) = (hidden.stride, hidden.data);
+        let (hidden, stride) = arena.hidden();
         let mut add = |table: &Tensor, index: usize, out: &mut [f32]| {
             table.read_f32(index * d, &mut row);
             self.kernels.add_scaled(out, &row, 1.0);
@@ -121,15 +120,19 @@ impl Backend for Cpu {
         };
         let rows = arena.tokens;
         let (input, output) = arena.pair(op.input, op.output);
-        self.kernels.gemm(kernels::Gemm {
-            linear: op.weight,
-            rows,
-            x: input.data,
-            x_stride: input.stride,
-            y: output.data,
-            y_stride: output.stride,
-            epilogue,
-        });
+        let (x, x_stride) = self.operand(input, rows);
+        let (y, y_stride) = match &mut output.state {
+            State::F32(plane) => {
+                let stride = plane.stride;
+                (kernels::Output::F32(plane.rows_mut(rows)), stride)
+            }
+            State::Bf16(plane) => {
+                let stride = plane.stride;
+                (kernels::Output::Bf16(plane.rows_mut(rows)), stride)
+            }
+        };
+        let linear = op.weight;
+        self.kernels.gemm(kernels::Gemm { linear, rows, x, x_stride, y, y_stride, epilogue });
         Ok(())
     }
 
@@ -139,10 +142,24 @@ impl Backend for Cpu {
             true => (None, arena.slot(op.output)),
             false => {
                 let (input, output) = arena.pair(op.input, op.output);
-                assert_eq!(input.stride, output.stride, "a norm keeps the width");
-                (Some(input.data), output)
+                (Some(&input.state), output)
             }
         };
+        let (State::F32(plane), Some(State::F32(_)) | None) = (&mut output.state, input) else {
+            unreachable!("what is normalised is in f32");
+        };
+        let (rounded, rounded_stride) = match &mut output.operand {
+            Operand::Bf16(plane) => {
+                let stride = plane.stride;
+                (Some(plane.rows_mut(rows)), stride)
+            }
+            Operand::State | Operand::Int8(..) => (None, 0),
+        };
+        let stride = plane.stride;
+        let input = input.and_then(|state| match state {
+            State::F32(plane) => Some(plane.rows(rows)),
+            State::Bf16(_) => None,
+        });
         let Norm { scale, bias, eps } = op.norm;
         self.kernels.norm(kernels::Norm {
             kind: kernels::NormKind::Layer,
@@ -151,8 +168,10 @@ impl Backend for Cpu {
             bias: bias.as_deref(),
             rows,
             input,
-            output: output.data,
-            stride: output.stride,
+            output: plane.rows_mut(rows),
+            stride,
+            rounded,
+            rounded_stride,
         });
         Ok(())
     }
@@ -163,9 +182,21 @@ impl Backend for Cpu {
         rotary: &Rotary,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let heads = 2 * arena.spec.heads;
+        let (heads, tokens) = (2 * arena.spec.heads, arena.tokens);
         let qkv = arena.slot(Slot::Qkv);
         for sequence in batch.sequences() {
+            let (data, stride) = match &mut qkv.state {
+                State::F32(plane) => {
+                    let (stride, rows) = (plane.stride, plane.rows_mut(tokens));
+                    let rows = &mut rows[sequence.start * stride..sequence.end * stride];
+                    (kernels::Output::F32(rows), stride)
+                }
+                State::Bf16(plane) => {
+                    let (stride, rows) = (plane.stride, plane.rows_mut(tokens));
+                    let rows = &mut rows[sequence.start * stride..sequence.end * stride];
+                    (kernels::Output::Bf16(rows), stride)
+                }
+            };
             self.kernels.rotary(kernels::Rotary {
                 pairs: kernels::RotaryPairs::Halves,
                 heads,
@@ -174,8 +205,8 @@ impl Backend for Cpu {
                 cos: &rotary.cos,
                 sin: &rotary.sin,
                 rows: sequence.len(),
-                data: &mut qkv.data[sequence.start * qkv.stride..sequence.end * qkv.stride],
-                stride: qkv.stride,
+                data,
+                stride,
             });
         }
         Ok(())
@@ -194,20 +225,36 @@ impl Backend for Cpu {
                 kernels::AttentionBias::Relative { by_distance, positions: *positions }
             }
         };
+        let tokens = arena.tokens;
         let (qkv, context, scratch) = arena.attention();
         for sequence in batch.sequences() {
-            let rows = |stride: usize| sequence.start * stride..sequence.end * stride;
+            let range = |stride: usize| sequence.start * stride..sequence.end * stride;
+            let (rows, qkv_stride, context_stride) = match (&qkv.state, &mut context.state) {
+                (State::F32(from), State::F32(to)) => {
+                    let (qkv_stride, stride) = (from.stride, to.stride);
+                    let qkv = &from.rows(tokens)[range(qkv_stride)];
+                    let context = &mut to.rows_mut(tokens)[range(stride)];
+                    (kernels::AttentionRows::F32 { qkv, context }, qkv_stride, stride)
+                }
+                (State::Bf16(from), State::Bf16(to)) => {
+                    let (qkv_stride, stride) = (from.stride, to.stride);
+                    let qkv = &from.rows(tokens)[range(qkv_stride)];
+                    let context = &mut to.rows_mut(tokens)[range(stride)];
+                    (kernels::AttentionRows::Bf16 { qkv, context }, qkv_stride, stride)
+                }
+                _ => unreachable!("attention keeps the format"),
+            };
             self.kernels.attention(kernels::Attention {
                 shape,
                 tokens: sequence.len(),
+                queries: 0..sequence.len(),
                 scale: 1.0 / (shape.head_dim as f32).sqrt(),
                 window: op.window,
                 causal: false,
                 bias,
-                qkv: &qkv.data[rows(qkv.stride)],
-                qkv_stride: qkv.stride,
-                context: &mut context.data[rows(context.stride)],
-                context_stride: context.stride,
+                rows,
+                qkv_stride,
+                context_stride,
                 scratch,
             });
         }
@@ -222,9 +269,9 @@ impl Backend for Cpu {
         vectors: &mut [f32],
     ) -> Result<(), BackendError> {
         let d = arena.spec.hidden;
-        let hidden = arena.slot(Slot::Hidden);
+        let (hidden, stride) = arena.hidden();
         for (sequence, out) in batch.sequences().zip(vectors.chunks_exact_mut(d)) {
-            let rows = &hidden.data[sequence.start * hidden.stride..sequence.end * hidden.stride];
+            let rows = &hidden[sequence.start * stride..sequence.end * stride];
             self.pool_one(op, rows, out);
         }
         Ok(())
@@ -237,8 +284,8 @@ impl Backend for Cpu {
         hidden: &mut [f32],
     ) -> Result<(), BackendError> {
         let d = arena.spec.hidden;
-        let slot = arena.slot(Slot::Hidden);
-        for (out, row) in hidden.chunks_exact_mut(d).zip(slot.data.chunks_exact(slot.stride)) {
+        let (rows, stride) = arena.hidden();
+        for (out, row) in hidden.chunks_exact_mut(d).zip(rows.chunks_exact(stride)) {
             out.copy_from_slice(&row[..d]);
         }
         Ok(())
@@ -246,10 +293,41 @@ impl Backend for Cpu {
 }
 
 impl Cpu {
+    /// A slot's first rows as a linear layer reads them, and how far apart they are.
+    fn operand<'a>(&self, slot: &'a mut Rows, rows: usize) -> (kernels::Input<'a>, usize) {
+        match (&slot.state, &mut slot.operand) {
+            (State::F32(plane), Operand::State) => {
+                (kernels::Input::F32(plane.rows(rows)), plane.stride)
+            }
+            (State::Bf16(plane), Operand::State) => {
+                (kernels::Input::Bf16(plane.rows(rows)), plane.stride)
+            }
+            (_, Operand::Bf16(plane)) => (kernels::Input::Bf16(plane.rows(rows)), plane.stride),
+            (state, Operand::Int8(plane, scales)) => {
+                let (x, x_stride) = match state {
+                    State::F32(state) => (kernels::Source::F32(state.rows(rows)), state.stride),
+                    State::Bf16(state) => (kernels::Source::Bf16(state.rows(rows)), state.stride),
+                };
+                let (columns, stride) = (slot.columns, plane.stride);
+                let (bytes, scales) = (plane.rows_mut(rows), &mut scales[..rows]);
+                self.kernels.quantize(kernels::Quantize {
+                    rows,
+                    columns,
+                    x,
+                    x_stride,
+                    bytes,
+                    stride,
+                    scales,
+                });
+                (kernels::Input::Int8 { bytes, scales }, stride)
+            }
+        }
+    }
+
     /// Pools one sequence's states, rows at the stride of [`Slot::Hidden`], into `out`.
     fn pool_one(&self, op: PoolOp, hidden: &[f32], out: &mut [f32]) {
         let d = out.len();
-        let stride = kernels::row_stride(d);
+        let stride = kernels::row_stride::<f32>(d);
         let tokens = hidden.len() / stride;
         let first = if op.skip < tokens { op.skip } else { 0 };
         let rows = || hidden.chunks_exact(stride).skip(first).map(|row| &row[..d]);

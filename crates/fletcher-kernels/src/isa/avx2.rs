@@ -3,10 +3,43 @@
 use std::arch::x86_64::*;
 
 use super::Lanes;
+use crate::number::Bf16;
 use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
+
+impl Avx2 {
+    #[inline(always)]
+    unsafe fn ints(self) -> __m256i {
+        // SAFETY: the caller guarantees the instruction set.
+        unsafe { _mm256_castps_si256(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_ints(ints: __m256i) -> Self {
+        // SAFETY: the caller guarantees the instruction set.
+        unsafe { Self(_mm256_castsi256_ps(ints)) }
+    }
+
+    /// The upper halves, rounded to nearest even.
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> __m128i {
+        // SAFETY: the caller guarantees the instruction set.
+        unsafe {
+            let bits = self.ints();
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, bias));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0);
+            let quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc0_0000));
+            let rounded = _mm256_castps_si256(_mm256_blendv_ps(rounded, quiet, nan));
+            let halves = _mm256_srli_epi32::<16>(rounded);
+            let packed = _mm256_packus_epi32(halves, halves);
+            _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(packed))
+        }
+    }
+}
 
 /// Eight ones, then eight zeros: a window into it is the mask of the first lanes.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -25,9 +58,11 @@ impl Lanes for Avx2 {
     // 12 sums, 2 vectors of the right operand and a broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 6;
 
+    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::avx2::TILES;
+
     #[inline(always)]
-    unsafe fn tile(tile: &Tile) {
-        unsafe { crate::dispatch::avx2::tile(tile) }
+    unsafe fn broadcast(from: *const u8) -> Self {
+        unsafe { Self::from_ints(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
@@ -120,6 +155,91 @@ impl Lanes for Avx2 {
                 _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const Bf16, lanes: usize) -> Self {
+        unsafe {
+            let mut halves = [0u16; 8];
+            let halves = match lanes {
+                8 => _mm_loadu_si128(from.cast()),
+                _ => {
+                    from.cast::<u16>().copy_to(halves.as_mut_ptr(), lanes);
+                    _mm_loadu_si128(halves.as_ptr().cast())
+                }
+            };
+            Self::from_ints(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize) {
+        unsafe {
+            let rounded = self.round_bf16();
+            if lanes == 8 {
+                return _mm_storeu_si128(to.cast(), rounded);
+            }
+            let mut halves = [0u16; 8];
+            _mm_storeu_si128(halves.as_mut_ptr().cast(), rounded);
+            to.cast::<u16>().copy_from(halves.as_ptr(), lanes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, lanes: usize) {
+        unsafe {
+            // Both packs saturate, the second one to unsigned bytes.
+            let ints = _mm256_cvtps_epi32(self.0);
+            let halves =
+                _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256::<1>(ints));
+            let bytes = _mm_packus_epi16(halves, halves);
+            if lanes == 8 {
+                return _mm_storel_epi64(to.cast(), bytes);
+            }
+            let mut copy = [0u8; 16];
+            _mm_storeu_si128(copy.as_mut_ptr().cast(), bytes);
+            to.copy_from(copy.as_ptr(), lanes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        unsafe { Self::from_ints(_mm256_slli_epi32::<16>(self.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        unsafe { Self::from_ints(_mm256_and_si256(self.ints(), _mm256_set1_epi32(-1 << 16))) }
+    }
+    #[inline(always)]
+    unsafe fn merge_halves(self, high: Self) -> Self {
+        unsafe {
+            let low = _mm256_srli_epi32::<16>(self.ints());
+            Self::from_ints(_mm256_blend_epi16::<0x55>(high.ints(), low))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
+        unsafe {
+            // Widened to 16 bits first: products of bytes summed in 16 bits would saturate.
+            let (sum, a, b) = (self.ints(), a.ints(), b.ints());
+            let a_even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+            let a_odd = _mm256_srli_epi16::<8>(a);
+            let b_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
+            let b_odd = _mm256_srai_epi16::<8>(b);
+            let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a_even, b_even));
+            Self::from_ints(_mm256_add_epi32(sum, _mm256_madd_epi16(a_odd, b_odd)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int_to_float(self) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(self.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[f32; 16]) -> Self {
+        unsafe {
+            // The permutation reads three bits of an index; the fourth chooses the half.
+            let (table, indices) = (table.as_ptr(), self.ints());
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), indices);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(8)), indices);
+            let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices));
+            Self(_mm256_blendv_ps(low, high, upper))
         }
     }
 }

@@ -1,12 +1,50 @@
 //! 512-bit vectors with masks for the tails.
+//!
+//! `Avx512<true>` also has the BF16 and VNNI extensions; without them, dot products of bfloat16 and
+//! of bytes are composed of what AVX-512 BW has, to the same sums.
 
 use std::arch::x86_64::*;
 
 use super::Lanes;
+use crate::dispatch::{avx512, avx512_dot};
+use crate::number::Bf16;
 use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512<const DOT: bool>(__m512);
+
+impl<const DOT: bool> Avx512<DOT> {
+    #[inline(always)]
+    unsafe fn ints(self) -> __m512i {
+        // SAFETY: the caller guarantees the instruction set.
+        unsafe { _mm512_castps_si512(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_ints(ints: __m512i) -> Self {
+        // SAFETY: the caller guarantees the instruction set.
+        unsafe { Self(_mm512_castsi512_ps(ints)) }
+    }
+
+    /// The upper halves, rounded to nearest even.
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> __m256i {
+        // SAFETY: the caller guarantees the instruction set; both types are 32 plain bytes.
+        unsafe {
+            if DOT {
+                return std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0));
+            }
+            let bits = self.ints();
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, bias);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let quiet = _mm512_set1_epi32(0x7fc0_0000);
+            let rounded = _mm512_mask_mov_epi32(rounded, nan, quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+        }
+    }
+}
 
 /// The lowest `lanes` bits.
 #[inline(always)]
@@ -17,14 +55,16 @@ fn mask(lanes: usize) -> __mmask16 {
 // SAFETY, for every block below: the trait's contract gives the instruction set and the bounds;
 // masked-off lanes are not accessed by the hardware.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
-impl Lanes for Avx512 {
+impl<const DOT: bool> Lanes for Avx512<DOT> {
     const WIDTH: usize = 16;
     // 28 sums, 2 vectors of the right operand and a broadcast: 31 of 32 registers.
     const TILE_ROWS: usize = 14;
 
+    const TILES: [unsafe fn(&Tile); 3] = if DOT { avx512_dot::TILES } else { avx512::TILES };
+
     #[inline(always)]
-    unsafe fn tile(tile: &Tile) {
-        unsafe { crate::dispatch::avx512::tile(tile) }
+    unsafe fn broadcast(from: *const u8) -> Self {
+        unsafe { Self::from_ints(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
@@ -112,5 +152,85 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const Bf16, lanes: usize) -> Self {
+        unsafe {
+            let halves = match lanes {
+                16 => _mm256_loadu_si256(from.cast()),
+                _ => _mm256_maskz_loadu_epi16(mask(lanes), from.cast()),
+            };
+            Self::from_ints(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize) {
+        unsafe {
+            match lanes {
+                16 => _mm256_storeu_si256(to.cast(), self.round_bf16()),
+                _ => _mm256_mask_storeu_epi16(to.cast(), mask(lanes), self.round_bf16()),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, lanes: usize) {
+        unsafe {
+            let ints = _mm512_max_epi32(_mm512_cvtps_epi32(self.0), _mm512_setzero_si512());
+            match lanes {
+                16 => _mm_storeu_si128(to.cast(), _mm512_cvtusepi32_epi8(ints)),
+                _ => _mm512_mask_cvtusepi32_storeu_epi8(to.cast(), mask(lanes), ints),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        unsafe { Self::from_ints(_mm512_slli_epi32::<16>(self.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        unsafe { Self::from_ints(_mm512_and_si512(self.ints(), _mm512_set1_epi32(-1 << 16))) }
+    }
+    #[inline(always)]
+    unsafe fn merge_halves(self, high: Self) -> Self {
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(self.ints());
+            Self::from_ints(_mm512_mask_mov_epi16(high.ints(), 0x5555_5555, low))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        unsafe {
+            if DOT {
+                let pairs = |x: Self| std::mem::transmute::<__m512, __m512bh>(x.0);
+                return Self(_mm512_dpbf16_ps(self.0, pairs(a), pairs(b)));
+            }
+            let sum = a.high_half().fma(b.high_half(), self);
+            a.low_half().fma(b.low_half(), sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
+        unsafe {
+            let (sum, a, b) = (self.ints(), a.ints(), b.ints());
+            if DOT {
+                return Self::from_ints(_mm512_dpbusd_epi32(sum, a, b));
+            }
+            // Widened to 16 bits first: products of bytes summed in 16 bits would saturate.
+            let bytes = _mm512_set1_epi16(0xff);
+            let a_even = _mm512_and_si512(a, bytes);
+            let a_odd = _mm512_srli_epi16::<8>(a);
+            let b_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b));
+            let b_odd = _mm512_srai_epi16::<8>(b);
+            let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a_even, b_even));
+            Self::from_ints(_mm512_add_epi32(sum, _mm512_madd_epi16(a_odd, b_odd)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int_to_float(self) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(self.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[f32; 16]) -> Self {
+        unsafe { Self(_mm512_permutexvar_ps(self.ints(), _mm512_loadu_ps(table.as_ptr()))) }
     }
 }

@@ -1,9 +1,10 @@
 //! Instruction sets as types.
 //!
-//! [`Lanes`] is a vector of f32 with the dozen operations that the kernels need; each file beside
+//! [`Lanes`] is a vector of f32 with the two dozen operations that the kernels need; each file beside
 //! this one implements it for one instruction set. The kernels in `ops/` are written once, over
 //! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
+use crate::number::Bf16;
 use crate::ops::tile::Tile;
 
 pub(crate) mod scalar;
@@ -24,6 +25,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with BF16 and VNNI: dot products of bfloat16 and of bytes.
+    Avx512Dot,
     /// 64-bit Arm.
     Neon,
 }
@@ -44,6 +47,10 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
             {
                 sets.push(Isa::Avx512);
+                if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
+                {
+                    sets.push(Isa::Avx512Dot);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -62,6 +69,7 @@ impl Isa {
             Isa::Scalar => "portable",
             Isa::Avx2 => "AVX2+FMA",
             Isa::Avx512 => "AVX-512",
+            Isa::Avx512Dot => "AVX-512 with BF16 and VNNI",
             Isa::Neon => "NEON",
         }
     }
@@ -83,16 +91,24 @@ pub(crate) trait Lanes: Copy {
     /// wide, and its sums, those vectors and one broadcast must fit the register file.
     const TILE_ROWS: usize;
 
-    /// The matrix kernel, compiled once per instruction set (see `ops/tile.rs`).
-    unsafe fn tile(tile: &Tile);
+    /// The matrix kernels, compiled once per instruction set (see `ops/tile.rs`), by format.
+    const TILES: [unsafe fn(&Tile); 3];
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
+    /// The four bytes at `from`, whatever they mean, in every lane.
+    unsafe fn broadcast(from: *const u8) -> Self;
     /// Columns 0 to 3 of a matrix of `WIDTH` rows that are `stride` elements apart.
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4];
     /// Missing lanes are 0.
     unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn store_partial(self, to: *mut f32, lanes: usize);
+    /// The first `lanes` as f32; the others are 0.
+    unsafe fn load_bf16(from: *const Bf16, lanes: usize) -> Self;
+    /// The first `lanes`, rounded to nearest even; NaN stays NaN.
+    unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize);
+    /// The first `lanes`, rounded to nearest even and clamped to 0..=255.
+    unsafe fn store_u8(self, to: *mut u8, lanes: usize);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -108,4 +124,27 @@ pub(crate) trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
     /// The greatest lane.
     unsafe fn greatest(self) -> f32;
+    /// Each lane's low half, a bfloat16, as f32.
+    unsafe fn low_half(self) -> Self;
+    /// Each lane's high half, a bfloat16, as f32.
+    unsafe fn high_half(self) -> Self;
+    /// Lanes whose low halves are the upper halves of `self` and whose high halves are those of
+    /// `high`.
+    unsafe fn merge_halves(self, high: Self) -> Self;
+    /// `self + a.high * b.high + a.low * b.low` for pairs of bfloat16.
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            let sum = a.high_half().fma(b.high_half(), self);
+            a.low_half().fma(b.low_half(), sum)
+        }
+    }
+    /// Adds the products of four unsigned bytes in `a` with four signed bytes in `b`; all lanes
+    /// are 32-bit integers, and every sum is exact.
+    unsafe fn dot_int8(self, a: Self, b: Self) -> Self;
+    /// 32-bit integers to the nearest f32.
+    unsafe fn int_to_float(self) -> Self;
+    /// `table[self & 15]`, by the bits of each lane.
+    unsafe fn lookup(self, table: &[f32; 16]) -> Self;
 }

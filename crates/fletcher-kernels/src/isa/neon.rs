@@ -3,10 +3,25 @@
 use std::arch::aarch64::*;
 
 use super::Lanes;
+use crate::number::Bf16;
 use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Neon(float32x4_t);
+
+impl Neon {
+    #[inline(always)]
+    unsafe fn bits(self) -> uint32x4_t {
+        // SAFETY: NEON is part of the 64-bit Arm baseline.
+        unsafe { vreinterpretq_u32_f32(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_bits(bits: uint32x4_t) -> Self {
+        // SAFETY: NEON is part of the 64-bit Arm baseline.
+        unsafe { Self(vreinterpretq_f32_u32(bits)) }
+    }
+}
 
 // SAFETY, for every block below: NEON is part of the 64-bit Arm baseline, and the trait's contract
 // gives the bounds.
@@ -16,9 +31,11 @@ impl Lanes for Neon {
     // 24 sums, 2 vectors of the right operand and broadcasts: 27 of 32 registers.
     const TILE_ROWS: usize = 12;
 
+    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::neon::TILES;
+
     #[inline(always)]
-    unsafe fn tile(tile: &Tile) {
-        unsafe { crate::dispatch::neon::tile(tile) }
+    unsafe fn broadcast(from: *const u8) -> Self {
+        unsafe { Self::from_bits(vdupq_n_u32(from.cast::<u32>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
@@ -99,5 +116,97 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         unsafe { vmaxvq_f32(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const Bf16, lanes: usize) -> Self {
+        unsafe {
+            let mut halves = [0u16; 4];
+            let halves = match lanes {
+                4 => vld1_u16(from.cast()),
+                _ => {
+                    from.cast::<u16>().copy_to(halves.as_mut_ptr(), lanes);
+                    vld1_u16(halves.as_ptr())
+                }
+            };
+            Self::from_bits(vshll_n_u16::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize) {
+        unsafe {
+            let bits = self.bits();
+            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+            let number = vceqq_f32(self.0, self.0);
+            let rounded = vbslq_u32(number, rounded, vdupq_n_u32(0x7fc0_0000));
+            let rounded = vshrn_n_u32::<16>(rounded);
+            if lanes == 4 {
+                return vst1_u16(to.cast(), rounded);
+            }
+            let mut halves = [0u16; 4];
+            vst1_u16(halves.as_mut_ptr(), rounded);
+            to.cast::<u16>().copy_from(halves.as_ptr(), lanes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, lanes: usize) {
+        unsafe {
+            // Each narrowing saturates.
+            let halves = vqmovun_s32(vcvtnq_s32_f32(self.0));
+            let bytes = vqmovn_u16(vcombine_u16(halves, halves));
+            let mut copy = [0u8; 8];
+            vst1_u8(copy.as_mut_ptr(), bytes);
+            to.copy_from(copy.as_ptr(), lanes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        unsafe { Self::from_bits(vshlq_n_u32::<16>(self.bits())) }
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        unsafe { Self::from_bits(vandq_u32(self.bits(), vdupq_n_u32(0xffff_0000))) }
+    }
+    #[inline(always)]
+    unsafe fn merge_halves(self, high: Self) -> Self {
+        unsafe { Self::from_bits(vsriq_n_u32::<16>(high.bits(), self.bits())) }
+    }
+    #[inline(always)]
+    unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
+        unsafe {
+            // Widened to 16 bits, multiplied into 32: nothing saturates.
+            let a = vreinterpretq_u8_u32(a.bits());
+            let b = vreinterpretq_s8_u32(b.bits());
+            let a_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(a)));
+            let a_high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(a)));
+            let (b_low, b_high) = (vmovl_s8(vget_low_s8(b)), vmovl_s8(vget_high_s8(b)));
+            let quad = |a, b| {
+                let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+                vpaddq_s32(low, vmull_s16(vget_high_s16(a), vget_high_s16(b)))
+            };
+            let products = vpaddq_s32(quad(a_low, b_low), quad(a_high, b_high));
+            let sum = vaddq_s32(vreinterpretq_s32_u32(self.bits()), products);
+            Self::from_bits(vreinterpretq_u32_s32(sum))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int_to_float(self) -> Self {
+        unsafe { Self(vcvtq_f32_s32(vreinterpretq_s32_u32(self.bits()))) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[f32; 16]) -> Self {
+        unsafe {
+            // Four bytes an entry: index i becomes the bytes 4 i .. 4 i + 4.
+            let from = table.as_ptr().cast::<u8>();
+            let rows = uint8x16x4_t(
+                vld1q_u8(from),
+                vld1q_u8(from.add(16)),
+                vld1q_u8(from.add(32)),
+                vld1q_u8(from.add(48)),
+            );
+            let index = vandq_u32(self.bits(), vdupq_n_u32(15));
+            let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), index, vdupq_n_u32(0x0404_0404));
+            Self::from_bits(vreinterpretq_u32_u8(vqtbl4q_u8(rows, vreinterpretq_u8_u32(bytes))))
+        }
     }
 }

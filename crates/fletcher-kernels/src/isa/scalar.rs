@@ -3,6 +3,7 @@
 //! It has no fused multiply-add, since a software one would be a hundred times slower.
 
 use super::Lanes;
+use crate::number::Bf16;
 use crate::ops::tile::Tile;
 
 const WIDTH: usize = 4;
@@ -15,16 +16,24 @@ impl Portable {
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
     }
+
+    #[inline(always)]
+    fn map_bits(self, f: impl Fn(u32) -> u32) -> Self {
+        Self(self.0.map(|value| f32::from_bits(f(value.to_bits()))))
+    }
 }
 
 impl Lanes for Portable {
     const WIDTH: usize = WIDTH;
     const TILE_ROWS: usize = 4;
 
+    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::scalar::TILES;
+
     #[inline(always)]
-    unsafe fn tile(tile: &Tile) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe { crate::dispatch::scalar::tile(tile) }
+    unsafe fn broadcast(from: *const u8) -> Self {
+        // SAFETY: the caller guarantees four readable bytes.
+        let bits = unsafe { from.cast::<u32>().read_unaligned() };
+        Self([f32::from_bits(bits); WIDTH])
     }
     #[inline(always)]
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
@@ -94,7 +103,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn shift_left_23(self) -> Self {
-        Self(self.0.map(|value| f32::from_bits(value.to_bits() << 23)))
+        self.map_bits(|bits| bits << 23)
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -103,5 +112,54 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         self.0[0].max(self.0[1]).max(self.0[2].max(self.0[3]))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const Bf16, lanes: usize) -> Self {
+        // SAFETY: the caller guarantees the first `lanes` readable; no other is touched.
+        let lane = |l| if l < lanes { unsafe { (*from.add(l)).to_f32() } } else { 0.0 };
+        Self(std::array::from_fn(lane))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize) {
+        for (lane, value) in self.0.iter().enumerate().take(lanes) {
+            // SAFETY: the caller guarantees the first `lanes` writable.
+            unsafe { *to.add(lane) = Bf16::from_f32(*value) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, lanes: usize) {
+        for (lane, value) in self.0.iter().enumerate().take(lanes) {
+            // SAFETY: the caller guarantees the first `lanes` writable.
+            unsafe { *to.add(lane) = value.round_ties_even() as u8 }
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        self.map_bits(|bits| bits << 16)
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        self.map_bits(|bits| bits & 0xffff_0000)
+    }
+    #[inline(always)]
+    unsafe fn merge_halves(self, high: Self) -> Self {
+        let merge = |low: f32, high: f32| low.to_bits() >> 16 | high.to_bits() & 0xffff_0000;
+        self.zip(high, |low, high| f32::from_bits(merge(low, high)))
+    }
+    #[inline(always)]
+    unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            let (a, b) = (a.0[lane].to_bits().to_le_bytes(), b.0[lane].to_bits().to_le_bytes());
+            let products = a.iter().zip(b).map(|(&a, b)| i32::from(a) * i32::from(b as i8));
+            f32::from_bits((self.0[lane].to_bits() as i32 + products.sum::<i32>()) as u32)
+        }))
+    }
+    #[inline(always)]
+    unsafe fn int_to_float(self) -> Self {
+        Self(self.0.map(|value| value.to_bits() as i32 as f32))
+    }
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[f32; 16]) -> Self {
+        Self(self.0.map(|value| table[value.to_bits() as usize & 15]))
     }
 }

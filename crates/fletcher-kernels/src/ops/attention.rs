@@ -5,15 +5,19 @@
 //! one tile, so memory grows with the length and not with its square. Each query has one
 //! contiguous range of keys (window, causality), and a tile computes the union of its queries'
 //! ranges, with zero probability outside of a query's own.
+//!
+//! Everything is laid out in 32-bit words, as the matrix tile wants it: with bfloat16 a word holds
+//! two columns of a key, or one column of two neighbouring keys' values, and the probabilities
+//! are rounded to bfloat16; scores, softmax and sums stay in single precision.
 
 use std::ops::Range;
 
 use crate::buffer::row_stride;
 use crate::isa::{Lanes, TILE_VECTORS};
+use crate::number::{Bf16, Element, Format};
 use crate::ops::activation::exp;
 use crate::ops::gemm::check_rows;
-use crate::ops::norm::{read, write};
-use crate::ops::tile::{Heights, MAX_SUMS, Sums, Tile};
+use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
 
 /// How a row of queries, keys and values is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,25 @@ pub enum AttentionBias<'a> {
     },
 }
 
+/// Queries, keys and values to read and the context to write, in one format.
+#[derive(Debug)]
+pub enum AttentionRows<'a> {
+    /// In single precision.
+    F32 {
+        /// `tokens` rows of [`AttentionShape::qkv_columns`].
+        qkv: &'a [f32],
+        /// A row of [`AttentionShape::context_columns`] for each query.
+        context: &'a mut [f32],
+    },
+    /// In bfloat16.
+    Bf16 {
+        /// `tokens` rows of [`AttentionShape::qkv_columns`].
+        qkv: &'a [Bf16],
+        /// A row of [`AttentionShape::context_columns`] for each query.
+        context: &'a mut [Bf16],
+    },
+}
+
 /// The operands of attention over one sequence.
 #[derive(Debug)]
 pub struct Attention<'a> {
@@ -64,6 +87,8 @@ pub struct Attention<'a> {
     pub shape: AttentionShape,
     /// Length of the sequence.
     pub tokens: usize,
+    /// The queries to answer; the first row of the context is the first one's.
+    pub queries: Range<usize>,
     /// Multiplies the scores.
     pub scale: f32,
     /// A query sees the keys at most this far away.
@@ -72,16 +97,24 @@ pub struct Attention<'a> {
     pub causal: bool,
     /// Added to the scores.
     pub bias: AttentionBias<'a>,
-    /// `tokens` rows of [`AttentionShape::qkv_columns`] …
-    pub qkv: &'a [f32],
-    /// … that are this many elements apart.
+    /// What is read and written.
+    pub rows: AttentionRows<'a>,
+    /// Elements from one row of queries, keys and values to the next.
     pub qkv_stride: usize,
-    /// `tokens` rows of [`AttentionShape::context_columns`] …
-    pub context: &'a mut [f32],
-    /// … that are this many elements apart.
+    /// Elements from one row of the context to the next.
     pub context_stride: usize,
     /// As many elements as `Kernels::attention_scratch` says; their contents do not matter.
     pub scratch: &'a mut [f32],
+}
+
+impl AttentionRows<'_> {
+    /// Their format.
+    pub(crate) fn format(&self) -> Format {
+        match self {
+            AttentionRows::F32 { .. } => Format::F32,
+            AttentionRows::Bf16 { .. } => Format::Bf16,
+        }
+    }
 }
 
 impl Attention<'_> {
@@ -90,8 +123,18 @@ impl Attention<'_> {
         let shape = self.shape;
         assert!(shape.head_dim > 0 && shape.kv_heads > 0, "{shape:?}");
         assert!(shape.heads.is_multiple_of(shape.kv_heads), "uneven groups of heads: {shape:?}");
-        check_rows(self.qkv, self.tokens, shape.qkv_columns(), self.qkv_stride);
-        check_rows(self.context, self.tokens, shape.context_columns(), self.context_stride);
+        assert!(self.queries.end <= self.tokens, "{:?} of {}", self.queries, self.tokens);
+        let (columns, outputs) = (shape.qkv_columns(), shape.context_columns());
+        match &self.rows {
+            AttentionRows::F32 { qkv, context } => {
+                check_rows(qkv, self.tokens, columns, self.qkv_stride);
+                check_rows(context, self.queries.len(), outputs, self.context_stride);
+            }
+            AttentionRows::Bf16 { qkv, context } => {
+                check_rows(qkv, self.tokens, columns, self.qkv_stride);
+                check_rows(context, self.queries.len(), outputs, self.context_stride);
+            }
+        }
         assert!(self.scratch.len() >= scratch, "{} of {scratch}", self.scratch.len());
         match self.bias {
             AttentionBias::None => {}
@@ -116,12 +159,15 @@ impl Attention<'_> {
     }
 }
 
-/// Where the parts of the scratch begin, in elements.
+/// Where the parts of the scratch begin, in words.
 struct Scratch {
+    /// Words of a key: the inner length of the scores.
+    key_words: usize,
     values: usize,
     scores: usize,
     /// Distance between the rows of the scores: they have a vector to spare at their end.
     score_stride: usize,
+    queries: usize,
     /// Columns of the copied values: the head's, padded to whole vectors.
     value_columns: usize,
     total: usize,
@@ -129,20 +175,23 @@ struct Scratch {
 
 impl Scratch {
     #[inline(always)]
-    fn new<L: Lanes>(head_dim: usize, tokens: usize) -> Self {
+    fn new<L: Lanes>(format: Format, head_dim: usize, tokens: usize) -> Self {
         let padded = tokens.next_multiple_of(L::WIDTH * TILE_VECTORS);
+        let key_words = head_dim.div_ceil(format.per_word());
         let value_columns = head_dim.next_multiple_of(L::WIDTH);
-        let score_stride = row_stride(padded + L::WIDTH);
-        let values = padded * head_dim;
-        let scores = (values + tokens * value_columns).next_multiple_of(16);
-        let total = scores + L::TILE_ROWS * score_stride;
-        Self { values, scores, score_stride, value_columns, total }
+        let score_stride = row_stride::<f32>(padded + L::WIDTH);
+        let values = padded * key_words;
+        let pairs = tokens.div_ceil(format.per_word());
+        let scores = (values + pairs * value_columns).next_multiple_of(16);
+        let queries = scores + L::TILE_ROWS * score_stride;
+        let total = queries + L::TILE_ROWS * key_words;
+        Self { key_words, values, scores, score_stride, queries, value_columns, total }
     }
 }
 
-/// Elements of scratch for a sequence of `tokens`.
-pub(crate) fn scratch<L: Lanes>(head_dim: usize, tokens: usize) -> usize {
-    Scratch::new::<L>(head_dim, tokens).total
+/// Words of scratch for a sequence of `tokens`.
+pub(crate) fn scratch<L: Lanes>(format: Format, head_dim: usize, tokens: usize) -> usize {
+    Scratch::new::<L>(format, head_dim, tokens).total
 }
 
 /// Runs attention.
@@ -152,8 +201,29 @@ pub(crate) fn scratch<L: Lanes>(head_dim: usize, tokens: usize) -> usize {
 /// given by [`scratch`].
 #[inline(always)]
 pub(crate) unsafe fn attention<L: Lanes>(a: &mut Attention<'_>) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe {
+        match &mut a.rows {
+            AttentionRows::F32 { qkv, context } => {
+                let (qkv, context) = (qkv.as_ptr(), context.as_mut_ptr());
+                heads::<L, f32>(a, qkv, context);
+            }
+            AttentionRows::Bf16 { qkv, context } => {
+                let (qkv, context) = (qkv.as_ptr(), context.as_mut_ptr());
+                heads::<L, Bf16>(a, qkv, context);
+            }
+        }
+    }
+}
+
+/// Takes one head after the other.
+///
+/// # Safety
+/// As [`attention`]; the pointers lead to the first elements of the rows.
+#[inline(always)]
+unsafe fn heads<L: Lanes, E: Element>(a: &mut Attention<'_>, qkv: *const E, context: *mut E) {
     let AttentionShape { heads, kv_heads, head_dim } = a.shape;
-    let layout = Scratch::new::<L>(head_dim, a.tokens);
+    let layout = Scratch::new::<L>(E::FORMAT, head_dim, a.tokens);
     // SAFETY: the offsets are inside the scratch, and the columns inside the rows.
     unsafe {
         let keys = a.scratch.as_mut_ptr();
@@ -161,15 +231,17 @@ pub(crate) unsafe fn attention<L: Lanes>(a: &mut Attention<'_>) {
             keys,
             values: keys.add(layout.values),
             scores: keys.add(layout.scores),
+            queries: keys.add(layout.queries),
             layout: &layout,
         };
         for kv_head in 0..kv_heads {
-            let key = a.qkv.as_ptr().add((heads + kv_head) * head_dim);
-            pack_keys::<L>(a, key, head.keys);
-            pack_values::<L>(a, key.add(kv_heads * head_dim), &head);
+            let key = qkv.add((heads + kv_head) * head_dim);
+            pack_keys::<L, E>(a, key, &head);
+            pack_values::<L, E>(a, key.add(kv_heads * head_dim), &head);
             let group = heads / kv_heads;
             for query_head in kv_head * group..(kv_head + 1) * group {
-                attend::<L>(a, query_head, &head);
+                let columns = query_head * head_dim;
+                attend::<L, E>(a, query_head, &head, (qkv.add(columns), context.add(columns)));
             }
         }
     }
@@ -177,42 +249,71 @@ pub(crate) unsafe fn attention<L: Lanes>(a: &mut Attention<'_>) {
 
 /// One head's part of the scratch.
 struct Head<'a> {
-    /// Panels of `head_dim` rows, one column per key.
+    /// Panels of `layout.key_words` rows, one column per key.
     keys: *mut f32,
-    /// `tokens` rows of `layout.value_columns`.
+    /// A row of `layout.value_columns` for each token, or pair of tokens.
     values: *mut f32,
     /// A tile's rows of `layout.score_stride`.
     scores: *mut f32,
+    /// A tile's queries, where they have to be padded to whole words.
+    queries: *mut f32,
     layout: &'a Scratch,
 }
 
-/// Transposes a head's keys into panels.
+/// Elements `at..` of a row as a word; the one behind its end is 0.
+///
+/// # Safety
+/// `row` has `columns` elements, and `at < columns`.
+#[inline(always)]
+unsafe fn word<E: Element>(row: *const E, at: usize, columns: usize) -> f32 {
+    // SAFETY: the caller guarantees the bounds; a word holds one f32 or two bfloat16.
+    unsafe {
+        if E::FORMAT == Format::F32 {
+            return *row.add(at).cast::<f32>();
+        }
+        let half = |at: usize| match at < columns {
+            true => u32::from(*row.add(at).cast::<u16>()),
+            false => 0,
+        };
+        f32::from_bits(half(at) | half(at + 1) << 16)
+    }
+}
+
+/// Transposes a head's keys into panels of words.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
-/// and `to` to whole panels for them.
+/// and `head.keys` to whole panels for them.
 #[inline(always)]
-unsafe fn pack_keys<L: Lanes>(a: &Attention<'_>, from: *const f32, to: *mut f32) {
+unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, head: &Head<'_>) {
     let (dim, panel) = (a.shape.head_dim, L::WIDTH * TILE_VECTORS);
+    let (words, per_word) = (head.layout.key_words, E::FORMAT.per_word());
+    // Rows of words: an odd number of halves from row to row has none.
+    let regular = a.qkv_stride.is_multiple_of(per_word);
     let mut token = 0;
     while token < a.tokens {
         let rows = L::WIDTH.min(a.tokens - token);
-        // SAFETY: rows token..token+rows and columns below dim exist; a panel has dim rows, and
-        // the vector that starts at token is inside it.
+        // SAFETY: rows token..token+rows and columns below dim exist; a panel has a row for each
+        // word, and the vector that starts at token is inside it.
         unsafe {
             let from = from.add(token * a.qkv_stride);
-            let to = to.add(token / panel * panel * dim + token % panel);
-            let whole = if rows == L::WIDTH { dim / 4 * 4 } else { 0 };
-            for column in (0..whole).step_by(4) {
-                for (i, values) in L::columns(from.add(column), a.qkv_stride).iter().enumerate() {
-                    values.store(to.add((column + i) * panel));
+            let to = head.keys.add(token / panel * panel * words + token % panel);
+            let whole = if rows == L::WIDTH && regular { dim / per_word / 4 * 4 } else { 0 };
+            for at in (0..whole).step_by(4) {
+                let quads = L::columns(
+                    from.add(at * per_word).cast::<f32>(),
+                    a.qkv_stride / per_word,
+                );
+                for (i, values) in quads.iter().enumerate() {
+                    values.store(to.add((at + i) * panel));
                 }
             }
-            for column in whole..dim {
+            for at in whole..words {
                 for row in 0..L::WIDTH {
-                    let present = row < rows;
-                    *to.add(column * panel + row) =
-                        if present { *from.add(row * a.qkv_stride + column) } else { 0.0 };
+                    *to.add(at * panel + row) = match row < rows {
+                        true => word(from.add(row * a.qkv_stride), at * per_word, dim),
+                        false => 0.0,
+                    };
                 }
             }
         }
@@ -220,22 +321,31 @@ unsafe fn pack_keys<L: Lanes>(a: &Attention<'_>, from: *const f32, to: *mut f32)
     }
 }
 
-/// Copies a head's values side by side, padded with zeros to whole vectors.
+/// Copies a head's values side by side, padded with zeros to whole vectors; with two elements a
+/// word, those of neighbouring tokens share words.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
 /// and `head.values` to as many of `value_columns`.
 #[inline(always)]
-unsafe fn pack_values<L: Lanes>(a: &Attention<'_>, from: *const f32, head: &Head<'_>) {
+unsafe fn pack_values<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, head: &Head<'_>) {
     let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
-    for token in 0..a.tokens {
+    let per_word = E::FORMAT.per_word();
+    for token in (0..a.tokens).step_by(per_word) {
         let mut at = 0;
         while at < dim {
             let lanes = L::WIDTH.min(dim - at);
             // SAFETY: lanes at..at+lanes exist in the row; a whole vector does in the copy.
             unsafe {
-                let values: L = read(from.add(token * a.qkv_stride + at), lanes);
-                values.store(head.values.add(token * columns + at));
+                let read = |token: usize| match token < a.tokens {
+                    true => E::read::<L>(from.add(token * a.qkv_stride + at), lanes),
+                    false => L::splat(0.0),
+                };
+                let values = match E::FORMAT {
+                    Format::F32 => read(token),
+                    _ => read(token).merge_halves(read(token + 1)),
+                };
+                values.store(head.values.add(token / per_word * columns + at));
             }
             at += lanes;
         }
@@ -245,54 +355,83 @@ unsafe fn pack_values<L: Lanes>(a: &Attention<'_>, from: *const f32, head: &Head
 /// Computes one head's context, tile of queries by tile of queries.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; the head's keys and values are packed.
+/// The CPU has the instruction set of `L`; the head's keys and values are packed; the pointers lead
+/// to the head's columns of the first rows.
 #[inline(always)]
-unsafe fn attend<L: Lanes>(a: &mut Attention<'_>, query_head: usize, head: &Head<'_>) {
+unsafe fn attend<L: Lanes, E: Element>(
+    a: &Attention<'_>,
+    query_head: usize,
+    head: &Head<'_>,
+    (queries, context): (*const E, *mut E),
+) {
     let panel = L::WIDTH * TILE_VECTORS;
     let (dim, stride) = (a.shape.head_dim, head.layout.score_stride);
-    let (mut query, mut heights) = (0, Heights::new::<L>(a.tokens));
+    let (words, per_word) = (head.layout.key_words, E::FORMAT.per_word());
+    let (mut query, mut heights) = (a.queries.start, Heights::new::<L>(a.queries.len()));
     while let Some(rows) = heights.next() {
         // Ranges move with the query, so the first begins first and the last ends last.
         let seen = a.keys(query).start..a.keys(query + rows - 1).end;
         // SAFETY: rows query..query+rows exist; panels up to the last seen key are packed, and a
         // row of scores has room for all of them.
         unsafe {
+            let mut left = queries.add(query * a.qkv_stride).cast::<u8>();
+            let mut left_stride = a.qkv_stride * size_of::<E>();
+            if !dim.is_multiple_of(per_word) {
+                for (row, at) in (0..rows).flat_map(|row| (0..words).map(move |at| (row, at))) {
+                    let from = queries.add((query + row) * a.qkv_stride);
+                    *head.queries.add(row * words + at) = word(from, at * per_word, dim);
+                }
+                left = head.queries.cast();
+                left_stride = words * size_of::<f32>();
+            }
             let mut first = seen.start / panel * panel;
             while first < seen.end {
-                L::tile(&Tile {
+                let scores = Tile {
                     rows,
                     vectors: (seen.end - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
-                    k: dim,
-                    a: a.qkv.as_ptr().add(query * a.qkv_stride + query_head * dim),
-                    a_stride: a.qkv_stride,
-                    b: head.keys.add(first * dim),
+                    k: words,
+                    a: left,
+                    a_stride: left_stride,
+                    b: head.keys.add(first * words),
                     b_stride: panel,
                     out: head.scores.add(first),
                     out_stride: stride,
-                });
+                };
+                tile::run::<L>(E::FORMAT, &scores);
                 first += panel;
             }
+            // Whole words of keys: what is added to the range gets no probability.
+            let start = seen.start / per_word * per_word;
+            let seen = start..seen.end.next_multiple_of(per_word);
             let mut sums = [0.0; 16];
             for (row, sum) in sums.iter_mut().enumerate().take(rows) {
                 let scores = head.scores.add(row * stride);
-                *sum = softmax::<L>(a, query_head, query + row, scores);
+                *sum = softmax::<L, E>(a, query_head, query + row, scores);
                 let own = a.keys(query + row);
-                std::slice::from_raw_parts_mut(scores.add(seen.start), own.start - seen.start)
-                    .fill(0.0);
-                std::slice::from_raw_parts_mut(scores.add(own.end), seen.end - own.end).fill(0.0);
+                let probabilities = scores.cast::<E>();
+                probabilities.add(seen.start).write_bytes(0, own.start - seen.start);
+                probabilities.add(own.end).write_bytes(0, seen.end - own.end);
             }
-            weigh::<L>(a, head, Queries { head: query_head, first: query, rows, seen, sums });
+            let to = context.add((query - a.queries.start) * a.context_stride);
+            weigh::<L, E>(a, head, Weights { rows, seen, sums }, to);
         }
         query += rows;
     }
 }
 
-/// Turns a row of raw scores into unnormalised probabilities and returns their sum.
+/// Turns a row of raw scores into unnormalised probabilities and returns their sum. Narrower
+/// probabilities take the place of the scores from the row's start on: none is written before the
+/// score there has been read.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `scores` has room for all keys and a vector more.
 #[inline(always)]
-unsafe fn softmax<L: Lanes>(a: &Attention<'_>, head: usize, query: usize, scores: *mut f32) -> f32 {
+unsafe fn softmax<L: Lanes, E: Element>(
+    a: &Attention<'_>,
+    head: usize,
+    query: usize,
+    scores: *mut f32,
+) -> f32 {
     let keys = a.keys(query);
     // SAFETY: every vector starts inside the keys, so it ends inside the row's spare vector.
     unsafe {
@@ -314,7 +453,7 @@ unsafe fn softmax<L: Lanes>(a: &Attention<'_>, head: usize, query: usize, scores
         let (mut total, mut at) = (L::splat(0.0), keys.start);
         while at < keys.end {
             let probability = exp(L::load(scores.add(at)).fma(scale, shift));
-            probability.store(scores.add(at));
+            E::write(probability, scores.cast::<E>().add(at), L::WIDTH);
             total = total.add(probability);
             at += L::WIDTH;
         }
@@ -349,7 +488,7 @@ unsafe fn add_bias<L: Lanes>(
             AttentionBias::Relative { by_distance, positions } => {
                 let table = by_distance[head].as_ptr().add(positions - 1 - query);
                 while at < keys.end {
-                    add(at, read(table.add(at), L::WIDTH.min(keys.end - at)));
+                    add(at, f32::read(table.add(at), L::WIDTH.min(keys.end - at)));
                     at += L::WIDTH;
                 }
             }
@@ -366,12 +505,10 @@ unsafe fn add_bias<L: Lanes>(
     true
 }
 
-/// A tile of queries with its probabilities.
-struct Queries {
-    head: usize,
-    first: usize,
+/// A tile's probabilities.
+struct Weights {
     rows: usize,
-    /// Keys that any of them sees.
+    /// Keys that any of the queries sees, in whole words.
     seen: Range<usize>,
     /// Sum of each row's probabilities.
     sums: [f32; 16],
@@ -380,37 +517,44 @@ struct Queries {
 /// Stores the values weighted by a tile's probabilities.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; the head's values are packed and the tile's
-/// probabilities are in the scratch.
+/// The CPU has the instruction set of `L`; the head's values are packed, the tile's probabilities
+/// are in the scratch, and `to` leads to the head's columns of the tile's first row of context.
 #[inline(always)]
-unsafe fn weigh<L: Lanes>(a: &mut Attention<'_>, head: &Head<'_>, q: Queries) {
+unsafe fn weigh<L: Lanes, E: Element>(
+    a: &Attention<'_>,
+    head: &Head<'_>,
+    weights: Weights,
+    to: *mut E,
+) {
     let panel = L::WIDTH * TILE_VECTORS;
     let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
+    let per_word = E::FORMAT.per_word();
+    let (start, words) = (weights.seen.start / per_word, weights.seen.len() / per_word);
     let mut sums = Sums([0.0; MAX_SUMS]);
     let mut first = 0;
     while first < dim {
         // SAFETY: the seen keys' probabilities and values exist; columns first.. are inside the
         // head, and partial stores keep to it.
         unsafe {
-            L::tile(&Tile {
-                rows: q.rows,
+            let product = Tile {
+                rows: weights.rows,
                 vectors: (columns - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
-                k: q.seen.len(),
-                a: head.scores.add(q.seen.start),
-                a_stride: head.layout.score_stride,
-                b: head.values.add(q.seen.start * columns + first),
+                k: words,
+                a: head.scores.add(start).cast(),
+                a_stride: head.layout.score_stride * size_of::<f32>(),
+                b: head.values.add(start * columns + first),
                 b_stride: columns,
                 out: sums.0.as_mut_ptr(),
                 out_stride: panel,
-            });
-            for row in 0..q.rows {
-                let factor = L::splat(1.0 / q.sums[row]);
-                let context = (q.first + row) * a.context_stride + q.head * dim;
+            };
+            tile::run::<L>(E::FORMAT, &product);
+            for row in 0..weights.rows {
+                let factor = L::splat(1.0 / weights.sums[row]);
+                let to = to.add(row * a.context_stride);
                 let mut at = first;
                 while at < dim.min(first + panel) {
-                    let lanes = L::WIDTH.min(dim - at);
                     let value = L::load(sums.0.as_ptr().add(row * panel + at - first));
-                    write(value.mul(factor), a.context.as_mut_ptr().add(context + at), lanes);
+                    E::write(value.mul(factor), to.add(at), L::WIDTH.min(dim - at));
                     at += L::WIDTH;
                 }
             }

@@ -1,7 +1,7 @@
 //! Small operations on vectors of equal length: what embedding and pooling are made of.
 
 use crate::isa::Lanes;
-use crate::ops::norm::{read, write};
+use crate::number::Element;
 
 /// `y += factor * x`, element by element.
 ///
@@ -15,8 +15,8 @@ pub(crate) unsafe fn add_scaled<L: Lanes>(y: &mut [f32], x: &[f32], factor: f32)
         // SAFETY: lanes at..at+lanes are inside both slices.
         unsafe {
             let slot = y.as_mut_ptr().add(at);
-            let x: L = read(x.as_ptr().add(at), lanes);
-            write(x.fma(L::splat(factor), read(slot, lanes)), slot, lanes);
+            let x: L = f32::read(x.as_ptr().add(at), lanes);
+            f32::write(x.fma(L::splat(factor), f32::read(slot, lanes)), slot, lanes);
         }
         at += lanes;
     }
@@ -34,8 +34,8 @@ pub(crate) unsafe fn max<L: Lanes>(y: &mut [f32], x: &[f32]) {
         // SAFETY: lanes at..at+lanes are inside both slices.
         unsafe {
             let slot = y.as_mut_ptr().add(at);
-            let x: L = read(x.as_ptr().add(at), lanes);
-            write(x.max(read(slot, lanes)), slot, lanes);
+            let x: L = f32::read(x.as_ptr().add(at), lanes);
+            f32::write(x.max(f32::read(slot, lanes)), slot, lanes);
         }
         at += lanes;
     }
@@ -53,7 +53,7 @@ pub(crate) unsafe fn scale<L: Lanes>(y: &mut [f32], factor: f32) {
         // SAFETY: lanes at..at+lanes are inside the slice.
         unsafe {
             let slot = y.as_mut_ptr().add(at);
-            write(read::<L>(slot, lanes).mul(L::splat(factor)), slot, lanes);
+            f32::write(f32::read::<L>(slot, lanes).mul(L::splat(factor)), slot, lanes);
         }
         at += lanes;
     }
@@ -70,8 +70,8 @@ pub(crate) unsafe fn dot<L: Lanes>(x: &[f32], y: &[f32]) -> f32 {
         let (mut total, mut at) = (L::splat(0.0), 0);
         while at < x.len() {
             let lanes = L::WIDTH.min(x.len() - at);
-            let x: L = read(x.as_ptr().add(at), lanes);
-            total = x.fma(read(y.as_ptr().add(at), lanes), total);
+            let x: L = f32::read(x.as_ptr().add(at), lanes);
+            total = x.fma(f32::read(y.as_ptr().add(at), lanes), total);
             at += lanes;
         }
         total.sum()

@@ -1,8 +1,8 @@
 //! `y = epilogue(x W^T + b)` with a weight packed once.
 //!
-//! **Layout.** [`Linear`] holds `W^T` in panels of `TILE_VECTORS * WIDTH` columns: for each of the
-//! `k` inputs the panel's columns side by side, padded with zeros at the right edge, so that the
-//! kernel reads the panel as one stream.
+//! **Layout.** [`Linear`] holds `W^T` in panels of `TILE_VECTORS * WIDTH` columns: for each 32-bit
+//! word of the `k` inputs (one f32, two bf16 or four bytes) the panel's columns side by side,
+//! padded with zeros at the right edge, so that the kernel reads the panel as one stream.
 //!
 //! **Blocking.** Rows are taken in blocks whose inputs stay in L2; for each panel of the weight
 //! all tiles of the block pass, so the weight is read once per block. The inner dimension is not
@@ -10,15 +10,20 @@
 //!
 //! **Gates.** For `act(gate) * value` the first vector of a panel holds gate columns and the
 //! second the value columns of the same outputs, so both meet in registers.
+//!
+//! **Bytes.** A weight's row is rounded to `-127..=127` steps of its own; an input's row comes with
+//! its own step and zero. Sums are exact integers, so `step * step * (sum - zero * sum of weights)`
+//! is the product of the rounded operands to f32's precision.
 
 use crate::buffer::AlignedBuffer;
 use crate::isa::{Isa, Lanes, TILE_VECTORS};
+use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::activation::{Activation, Function, with_function};
-use crate::ops::tile::{Heights, MAX_SUMS, Sums, Tile};
+use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
 
-/// Elements of input that a block of rows may hold (512 KiB): with the panel and the outputs in
-/// flight they fit the 1 MiB of L2 that the smaller current server cores have.
-const BLOCK: usize = 1 << 17;
+/// Bytes of input that a block of rows may hold: with the panel and the outputs in flight they fit
+/// the 1 MiB of L2 that the smaller current server cores have.
+const BLOCK_BYTES: usize = 512 << 10;
 
 /// A matrix to be packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,15 +36,20 @@ pub struct LinearShape {
     pub gated: bool,
 }
 
-/// A weight packed for one instruction set.
+/// A weight packed for one instruction set and format.
 #[derive(Debug)]
 pub struct Linear {
     pub(crate) isa: Isa,
     pub(crate) shape: LinearShape,
-    /// Panels, see the module's documentation.
+    format: Format,
+    /// Panels of words, see the module's documentation.
     weight: AlignedBuffer,
     /// One per packed column; zeros where there is no bias.
     bias: AlignedBuffer,
+    /// In bytes, the value of one step of each packed column; else empty.
+    steps: AlignedBuffer,
+    /// In bytes, the sum of each packed column; else empty.
+    totals: AlignedBuffer,
 }
 
 impl Linear {
@@ -53,9 +63,15 @@ impl Linear {
         self.shape.cols
     }
 
+    /// The format of the weight and of its inputs.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Packs a row-major weight of `shape.rows x shape.cols`.
     pub(crate) fn pack<L: Lanes>(
         isa: Isa,
+        format: Format,
         shape: LinearShape,
         weight: &[f32],
         bias: Option<&[f32]>,
@@ -66,22 +82,52 @@ impl Linear {
         assert!(bias.is_none_or(|bias| bias.len() == shape.rows), "biases: {shape:?}");
         let panel = L::WIDTH * TILE_VECTORS;
         let columns = packed_columns::<L>(shape);
-        let mut packed = AlignedBuffer::new(columns.len() * shape.cols);
-        let mut packed_bias = AlignedBuffer::new(columns.len());
-        let panels = packed.chunks_exact_mut(panel * shape.cols);
-        for (out, columns) in panels.zip(columns.chunks_exact(panel)) {
-            for (lane, row) in columns.iter().enumerate() {
-                let Some(row) = *row else { continue };
-                let source = &weight[row * shape.cols..(row + 1) * shape.cols];
-                for (k, value) in source.iter().enumerate() {
-                    out[k * panel + lane] = *value;
+        let words = shape.cols.div_ceil(format.per_word());
+        let mut packed = AlignedBuffer::new(columns.len() * words);
+        let byte_columns = if format == Format::Int8 { columns.len() } else { 0 };
+        let mut steps = AlignedBuffer::new(byte_columns);
+        let mut totals = AlignedBuffer::new(byte_columns);
+        for (column, row) in columns.iter().enumerate() {
+            let Some(row) = *row else { continue };
+            let source = &weight[row * shape.cols..(row + 1) * shape.cols];
+            let first = column / panel * panel * words + column % panel;
+            let slots = packed[first..].iter_mut().step_by(panel);
+            match format {
+                Format::F32 => slots.zip(source).for_each(|(slot, value)| *slot = *value),
+                Format::Bf16 => {
+                    for (slot, pair) in slots.zip(source.chunks(2)) {
+                        let half = |at: usize| {
+                            u32::from(pair.get(at).map_or(0, |&value| Bf16::from_f32(value).0))
+                        };
+                        *slot = f32::from_bits(half(0) | half(1) << 16);
+                    }
+                }
+                Format::Int8 => {
+                    let greatest = source.iter().fold(0.0, |max: f32, value| max.max(value.abs()));
+                    // A row of zeros keeps its sums at zero with any step.
+                    let step = if greatest > 0.0 { greatest / 127.0 } else { 1.0 };
+                    let round = |value: f32| (value / step).round_ties_even() as i8;
+                    steps[column] = step;
+                    // Exact: a row that is not absurdly long sums to less than 2^24.
+                    totals[column] = source.iter().map(|&v| i32::from(round(v))).sum::<i32>() as f32;
+                    for (slot, quad) in slots.zip(source.chunks(4)) {
+                        let byte = |at| quad.get(at).map_or(0, |&value| round(value) as u8);
+                        let bytes = std::array::from_fn(byte);
+                        *slot = f32::from_bits(u32::from_le_bytes(bytes));
+                    }
                 }
             }
         }
+        let mut packed_bias = AlignedBuffer::new(columns.len());
         for (out, row) in packed_bias.iter_mut().zip(&columns) {
             *out = row.zip(bias).map_or(0.0, |(row, bias)| bias[row]);
         }
-        Self { isa, shape, weight: packed, bias: packed_bias }
+        Self { isa, shape, format, weight: packed, bias: packed_bias, steps, totals }
+    }
+
+    /// Words of a row.
+    fn words(&self) -> usize {
+        self.shape.cols.div_ceil(self.format.per_word())
     }
 }
 
@@ -114,6 +160,51 @@ pub enum Epilogue {
     Gate(Activation),
 }
 
+/// Rows to multiply, in the format of the weight.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// For [`Format::F32`].
+    F32(&'a [f32]),
+    /// For [`Format::Bf16`]. With an odd number of columns, the element behind a row is read too
+    /// and must be finite; it counts as 0.
+    Bf16(&'a [Bf16]),
+    /// For [`Format::Int8`]. Up to three bytes behind a row are read, and count as 0.
+    Int8 {
+        /// The rows.
+        bytes: &'a [u8],
+        /// What they mean, one per row.
+        scales: &'a [RowScale],
+    },
+}
+
+impl Input<'_> {
+    fn format(&self) -> Format {
+        match self {
+            Input::F32(_) => Format::F32,
+            Input::Bf16(_) => Format::Bf16,
+            Input::Int8 { .. } => Format::Int8,
+        }
+    }
+
+    /// The first byte.
+    fn start(&self) -> *const u8 {
+        match self {
+            Input::F32(data) => data.as_ptr().cast(),
+            Input::Bf16(data) => data.as_ptr().cast(),
+            Input::Int8 { bytes, .. } => bytes.as_ptr(),
+        }
+    }
+}
+
+/// Rows to write.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// In single precision.
+    F32(&'a mut [f32]),
+    /// Rounded; not for [`Epilogue::Accumulate`], whose sums must not be rounded on the way.
+    Bf16(&'a mut [Bf16]),
+}
+
 /// The operands of one product.
 #[derive(Debug)]
 pub struct Gemm<'a> {
@@ -122,11 +213,11 @@ pub struct Gemm<'a> {
     /// Rows of `x` and `y`.
     pub rows: usize,
     /// `rows` rows of [`Linear::inputs`] columns …
-    pub x: &'a [f32],
+    pub x: Input<'a>,
     /// … that are this many elements apart.
     pub x_stride: usize,
     /// `rows` rows of [`Linear::outputs`] columns …
-    pub y: &'a mut [f32],
+    pub y: Output<'a>,
     /// … that are this many elements apart.
     pub y_stride: usize,
     /// Applied to the sums.
@@ -136,16 +227,32 @@ pub struct Gemm<'a> {
 impl Gemm<'_> {
     /// Asserts what the kernel relies on.
     pub(crate) fn check(&self, isa: Isa) {
-        assert_eq!(self.linear.isa, isa, "a weight packed for another instruction set");
+        let (linear, rows) = (self.linear, self.rows);
+        assert_eq!(linear.isa, isa, "a weight packed for another instruction set");
+        assert_eq!(linear.format, self.x.format(), "a weight packed for another format");
         let gate = matches!(self.epilogue, Epilogue::Gate(_));
-        assert_eq!(gate, self.linear.shape.gated, "gated weights and only those are gated");
-        check_rows(self.x, self.rows, self.linear.inputs(), self.x_stride);
-        check_rows(self.y, self.rows, self.linear.outputs(), self.y_stride);
+        assert_eq!(gate, linear.shape.gated, "gated weights and only those are gated");
+        let columns = linear.words() * linear.format.per_word();
+        match &self.x {
+            Input::F32(x) => check_rows(x, rows, columns, self.x_stride),
+            Input::Bf16(x) => check_rows(x, rows, columns, self.x_stride),
+            Input::Int8 { bytes, scales } => {
+                check_rows(bytes, rows, columns, self.x_stride);
+                assert!(scales.len() >= rows, "{} scales of {rows}", scales.len());
+            }
+        }
+        match &self.y {
+            Output::F32(y) => check_rows(y, rows, linear.outputs(), self.y_stride),
+            Output::Bf16(y) => {
+                assert_ne!(self.epilogue, Epilogue::Accumulate, "a residual sum is kept in f32");
+                check_rows(y, rows, linear.outputs(), self.y_stride);
+            }
+        }
     }
 }
 
 /// Asserts that `data` holds `rows` rows of `columns` that are `stride` apart.
-pub(crate) fn check_rows(data: &[f32], rows: usize, columns: usize, stride: usize) {
+pub(crate) fn check_rows<T>(data: &[T], rows: usize, columns: usize, stride: usize) {
     assert!(columns <= stride, "rows of {columns} columns overlap at {stride}");
     let needed = rows.saturating_sub(1).saturating_mul(stride).saturating_add(columns);
     assert!(rows == 0 || data.len() >= needed, "{} elements of {needed}", data.len());
@@ -157,42 +264,74 @@ pub(crate) fn check_rows(data: &[f32], rows: usize, columns: usize, stride: usiz
 /// The CPU has the instruction set of `L`, and [`Gemm::check`] has passed for it.
 #[inline(always)]
 pub(crate) unsafe fn gemm<L: Lanes>(g: &mut Gemm<'_>) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe {
+        let (bytes, rows) = match g.x {
+            Input::Int8 { scales, .. } => (true, scales.as_ptr()),
+            _ => (false, std::ptr::null()),
+        };
+        match (&mut g.y, bytes) {
+            (Output::F32(y), false) => tiles::<L, f32, false>(y.as_mut_ptr(), rows, g),
+            (Output::Bf16(y), false) => tiles::<L, Bf16, false>(y.as_mut_ptr(), rows, g),
+            (Output::F32(y), true) => tiles::<L, f32, true>(y.as_mut_ptr(), rows, g),
+            (Output::Bf16(y), true) => tiles::<L, Bf16, true>(y.as_mut_ptr(), rows, g),
+        }
+    }
+}
+
+/// Runs all tiles, each with its epilogue.
+///
+/// # Safety
+/// As [`gemm`]; `y` is the output's first element, and `scales` the input's, in bytes.
+#[inline(always)]
+unsafe fn tiles<L: Lanes, E: Element, const BYTES: bool>(
+    y: *mut E,
+    scales: *const RowScale,
+    g: &Gemm<'_>,
+) {
     const { assert!(L::TILE_ROWS * L::WIDTH * TILE_VECTORS <= MAX_SUMS) }
+    let linear = g.linear;
     let panel = L::WIDTH * TILE_VECTORS;
-    let (k, outputs) = (g.linear.inputs(), g.linear.outputs());
-    let step = if g.linear.shape.gated { L::WIDTH } else { panel };
-    let block = (BLOCK / k).next_multiple_of(L::TILE_ROWS);
+    let (k, outputs) = (linear.words(), linear.outputs());
+    let step = if linear.shape.gated { L::WIDTH } else { panel };
+    let x_stride = g.x_stride * size_of::<f32>() / linear.format.per_word();
+    let block = (BLOCK_BYTES / (4 * k)).next_multiple_of(L::TILE_ROWS);
     let mut sums = Sums([0.0; MAX_SUMS]);
     let mut start = 0;
     while start < g.rows {
         let rows = block.min(g.rows - start);
-        for (p, weight) in g.linear.weight.chunks_exact(panel * k).enumerate() {
+        for (p, weight) in linear.weight.chunks_exact(panel * k).enumerate() {
             let first = p * step;
             let columns = step.min(outputs - first);
-            let narrow = !g.linear.shape.gated && columns <= L::WIDTH;
+            let narrow = !linear.shape.gated && columns <= L::WIDTH;
             let vectors = if narrow { 1 } else { TILE_VECTORS };
             let (mut row, mut heights) = (start, Heights::new::<L>(rows));
             while let Some(height) = heights.next() {
                 // SAFETY: rows row..row+height are inside x and y, columns first..first+columns
-                // inside y, the panel holds k rows of its width, and the sums fit MAX_SUMS.
+                // inside y, the panel holds k words of its width, and the sums fit MAX_SUMS.
                 unsafe {
-                    L::tile(&Tile {
+                    let product = Tile {
                         rows: height,
                         vectors,
                         k,
-                        a: g.x.as_ptr().add(row * g.x_stride),
-                        a_stride: g.x_stride,
+                        a: g.x.start().add(row * x_stride),
+                        a_stride: x_stride,
                         b: weight.as_ptr(),
                         b_stride: panel,
                         out: sums.0.as_mut_ptr(),
                         out_stride: panel,
-                    });
-                    let store = Store {
+                    };
+                    tile::run::<L>(linear.format, &product);
+                    let at = p * panel;
+                    let store = Store::<E, BYTES> {
                         sums: sums.0.as_ptr(),
-                        bias: g.linear.bias.as_ptr().add(p * panel),
+                        bias: linear.bias.as_ptr().add(at),
+                        steps: linear.steps.as_ptr().wrapping_add(at),
+                        totals: linear.totals.as_ptr().wrapping_add(at),
+                        scales: scales.wrapping_add(row),
                         rows: height,
                         columns,
-                        y: g.y.as_mut_ptr().add(row * g.y_stride + first),
+                        y: y.add(row * g.y_stride + first),
                         stride: g.y_stride,
                     };
                     store.run::<L>(g.epilogue);
@@ -205,20 +344,26 @@ pub(crate) unsafe fn gemm<L: Lanes>(g: &mut Gemm<'_>) {
 }
 
 /// A tile's sums and where they go.
-struct Store {
-    /// `rows` rows of a whole panel.
+struct Store<E, const BYTES: bool> {
+    /// `rows` rows of a whole panel: integers if `BYTES`.
     sums: *const f32,
     /// A whole panel.
     bias: *const f32,
+    /// If `BYTES`, a whole panel.
+    steps: *const f32,
+    /// If `BYTES`, a whole panel.
+    totals: *const f32,
+    /// If `BYTES`, one per row.
+    scales: *const RowScale,
     rows: usize,
     /// Output columns of this tile that exist.
     columns: usize,
-    y: *mut f32,
+    y: *mut E,
     /// Elements from one output row to the next.
     stride: usize,
 }
 
-impl Store {
+impl<E: Element, const BYTES: bool> Store<E, BYTES> {
     /// # Safety
     /// The CPU has the instruction set of `L`; the pointers lead to what the fields say.
     #[inline(always)]
@@ -237,6 +382,8 @@ impl Store {
         }
     }
 
+    /// A vector of finished sums: `x W^T + b`.
+    ///
     /// # Safety
     /// As [`Self::run`]; `row < rows` and `column` starts a vector of the panel.
     #[inline(always)]
@@ -244,7 +391,13 @@ impl Store {
         // SAFETY: the caller guarantees the bounds.
         unsafe {
             let sum = L::load(self.sums.add(row * L::WIDTH * TILE_VECTORS + column));
-            sum.add(L::load(self.bias.add(column)))
+            let bias = L::load(self.bias.add(column));
+            if !BYTES {
+                return sum.add(bias);
+            }
+            let RowScale { scale, zero } = *self.scales.add(row);
+            let sum = L::load(self.totals.add(column)).fma(L::splat(-zero), sum.int_to_float());
+            sum.mul(L::load(self.steps.add(column))).fma(L::splat(scale), bias)
         }
     }
 
@@ -275,9 +428,7 @@ impl Store {
                 // SAFETY: row < rows and column < columns; partial accesses keep to the columns.
                 unsafe {
                     let y = self.y.add(row * self.stride + column);
-                    let lanes = (self.columns - column).min(L::WIDTH);
-                    let old =
-                        if lanes == L::WIDTH { L::load(y) } else { L::load_partial(y, lanes) };
+                    let old: L = E::read(y, (self.columns - column).min(L::WIDTH));
                     self.put(old.add(self.sum(row, column)), row, column);
                 }
                 column += L::WIDTH;
@@ -307,10 +458,7 @@ impl Store {
         // SAFETY: a store that would pass the last column is partial.
         unsafe {
             let y = self.y.add(row * self.stride + column);
-            match self.columns - column >= L::WIDTH {
-                true => value.store(y),
-                false => value.store_partial(y, self.columns - column),
-            }
+            E::write(value, y, (self.columns - column).min(L::WIDTH));
         }
     }
 }

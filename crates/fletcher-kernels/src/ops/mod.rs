@@ -5,5 +5,6 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod norm;
+pub(crate) mod quantize;
 pub(crate) mod rotary;
 pub(crate) mod tile;

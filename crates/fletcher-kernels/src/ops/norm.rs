@@ -1,6 +1,7 @@
 //! LayerNorm and RMSNorm, row by row, in two passes over values that stay in L1.
 
 use crate::isa::Lanes;
+use crate::number::{Bf16, Element};
 use crate::ops::gemm::check_rows;
 
 /// Which normalisation.
@@ -31,6 +32,10 @@ pub struct Norm<'a> {
     pub output: &'a mut [f32],
     /// … that are this many elements apart.
     pub stride: usize,
+    /// Rows as wide as `scale` that get the same values, rounded.
+    pub rounded: Option<&'a mut [Bf16]>,
+    /// Elements from one rounded row to the next.
+    pub rounded_stride: usize,
 }
 
 impl Norm<'_> {
@@ -41,6 +46,9 @@ impl Norm<'_> {
         check_rows(self.output, self.rows, columns, self.stride);
         if let Some(input) = self.input {
             check_rows(input, self.rows, columns, self.stride);
+        }
+        if let Some(rounded) = &self.rounded {
+            check_rows(rounded, self.rows, columns, self.rounded_stride);
         }
     }
 }
@@ -64,16 +72,20 @@ pub(crate) unsafe fn norm<L: Lanes>(n: &mut Norm<'_>) {
             let variance = squares::<L>(x, columns, mean) / columns as f32;
             let factor = L::splat(1.0 / (variance + n.eps).sqrt());
             let mean = L::splat(mean);
+            let rounded = n.rounded.as_mut().map(|r| r.as_mut_ptr().add(row * n.rounded_stride));
             let mut at = 0;
             while at < columns {
                 let lanes = L::WIDTH.min(columns - at);
-                let value = read::<L>(x.add(at), lanes).sub(mean).mul(factor);
-                let scale = read::<L>(n.scale.as_ptr().add(at), lanes);
+                let value = f32::read::<L>(x.add(at), lanes).sub(mean).mul(factor);
+                let scale = f32::read::<L>(n.scale.as_ptr().add(at), lanes);
                 let value = match n.bias {
-                    Some(bias) => value.fma(scale, read(bias.as_ptr().add(at), lanes)),
+                    Some(bias) => value.fma(scale, f32::read(bias.as_ptr().add(at), lanes)),
                     None => value.mul(scale),
                 };
-                write(value, y.add(at), lanes);
+                f32::write(value, y.add(at), lanes);
+                if let Some(rounded) = rounded {
+                    Bf16::write(value, rounded.add(at), lanes);
+                }
                 at += lanes;
             }
         }
@@ -89,7 +101,7 @@ unsafe fn sum<L: Lanes>(x: *const f32, columns: usize) -> f32 {
         let (mut total, mut at) = (L::splat(0.0), 0);
         while at < columns {
             let lanes = L::WIDTH.min(columns - at);
-            total = total.add(read(x.add(at), lanes));
+            total = total.add(f32::read(x.add(at), lanes));
             at += lanes;
         }
         total.sum()
@@ -120,31 +132,5 @@ unsafe fn squares<L: Lanes>(x: *const f32, columns: usize, center: f32) -> f32 {
             total = distance.fma(distance, total);
         }
         total.sum()
-    }
-}
-
-/// # Safety
-/// The CPU has the instruction set of `L`; `from` has `lanes <= WIDTH` elements.
-#[inline(always)]
-pub(crate) unsafe fn read<L: Lanes>(from: *const f32, lanes: usize) -> L {
-    // SAFETY: the caller guarantees the lanes.
-    unsafe {
-        match lanes == L::WIDTH {
-            true => L::load(from),
-            false => L::load_partial(from, lanes),
-        }
-    }
-}
-
-/// # Safety
-/// The CPU has the instruction set of `L`; `to` has `lanes <= WIDTH` elements.
-#[inline(always)]
-pub(crate) unsafe fn write<L: Lanes>(value: L, to: *mut f32, lanes: usize) {
-    // SAFETY: the caller guarantees the lanes.
-    unsafe {
-        match lanes == L::WIDTH {
-            true => value.store(to),
-            false => value.store_partial(to, lanes),
-        }
     }
 }

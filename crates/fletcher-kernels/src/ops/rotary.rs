@@ -2,8 +2,8 @@
 //! grows with the token's position.
 
 use crate::isa::Lanes;
-use crate::ops::gemm::check_rows;
-use crate::ops::norm::{read, write};
+use crate::number::{Bf16, Element};
+use crate::ops::gemm::{Output, check_rows};
 
 /// Which columns of a head make a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Rotary<'a> {
     /// Rows; row `i` stands at position `i`.
     pub rows: usize,
     /// `rows` rows of at least `heads * head_dim` columns …
-    pub data: &'a mut [f32],
+    pub data: Output<'a>,
     /// … that are this many elements apart.
     pub stride: usize,
 }
@@ -44,7 +44,11 @@ impl Rotary<'_> {
         assert!(self.rotary_dim <= self.head_dim, "{} of {}", self.rotary_dim, self.head_dim);
         let needed = self.rows * self.rotary_dim / 2;
         assert!(self.cos.len() >= needed && self.sin.len() >= needed, "tables too short");
-        check_rows(self.data, self.rows, self.heads * self.head_dim, self.stride);
+        let columns = self.heads * self.head_dim;
+        match &self.data {
+            Output::F32(data) => check_rows(data, self.rows, columns, self.stride),
+            Output::Bf16(data) => check_rows(data, self.rows, columns, self.stride),
+        }
     }
 }
 
@@ -54,16 +58,29 @@ impl Rotary<'_> {
 /// The CPU has the instruction set of `L`, and [`Rotary::check`] has passed.
 #[inline(always)]
 pub(crate) unsafe fn rotary<L: Lanes>(r: &mut Rotary<'_>) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe {
+        match &mut r.data {
+            Output::F32(data) => rotate::<L, f32>(data.as_mut_ptr(), r),
+            Output::Bf16(data) => rotate::<L, Bf16>(data.as_mut_ptr(), r),
+        }
+    }
+}
+
+/// # Safety
+/// As [`rotary`]; `data` is the first element.
+#[inline(always)]
+unsafe fn rotate<L: Lanes, E: Element>(data: *mut E, r: &Rotary<'_>) {
     let half = r.rotary_dim / 2;
     for row in 0..r.rows {
         for head in 0..r.heads {
             // SAFETY: check has established the row's columns and the tables' rows.
             unsafe {
-                let x = r.data.as_mut_ptr().add(row * r.stride + head * r.head_dim);
+                let x = data.add(row * r.stride + head * r.head_dim);
                 let (cos, sin) = (r.cos.as_ptr().add(row * half), r.sin.as_ptr().add(row * half));
                 match r.pairs {
-                    RotaryPairs::Halves => halves::<L>(x, cos, sin, half),
-                    RotaryPairs::Neighbours => neighbours(x, cos, sin, half),
+                    RotaryPairs::Halves => halves::<L, E>(x, cos, sin, half),
+                    RotaryPairs::Neighbours => neighbours::<L, E>(x, cos, sin, half),
                 }
             }
         }
@@ -73,33 +90,44 @@ pub(crate) unsafe fn rotary<L: Lanes>(r: &mut Rotary<'_>) {
 /// # Safety
 /// The CPU has the instruction set of `L`; `x` has `2 * half` elements, the others `half`.
 #[inline(always)]
-unsafe fn halves<L: Lanes>(x: *mut f32, cos: *const f32, sin: *const f32, half: usize) {
+unsafe fn halves<L: Lanes, E: Element>(
+    x: *mut E,
+    cos: *const f32,
+    sin: *const f32,
+    half: usize,
+) {
     let mut at = 0;
     while at < half {
         let lanes = L::WIDTH.min(half - at);
         // SAFETY: lanes at..at+lanes are inside all four ranges.
         unsafe {
             let (low, high) = (x.add(at), x.add(half + at));
-            let (cos, sin): (L, L) = (read(cos.add(at), lanes), read(sin.add(at), lanes));
-            let (a, b): (L, L) = (read(low, lanes), read(high, lanes));
-            write(a.mul(cos).sub(b.mul(sin)), low, lanes);
-            write(b.mul(cos).add(a.mul(sin)), high, lanes);
+            let (cos, sin): (L, L) = (f32::read(cos.add(at), lanes), f32::read(sin.add(at), lanes));
+            let (a, b): (L, L) = (E::read(low, lanes), E::read(high, lanes));
+            E::write(a.mul(cos).sub(b.mul(sin)), low, lanes);
+            E::write(b.mul(cos).add(a.mul(sin)), high, lanes);
         }
         at += lanes;
     }
 }
 
 /// # Safety
-/// `x` has `2 * half` elements, the others `half`.
+/// As [`halves`].
 #[inline(always)]
-unsafe fn neighbours(x: *mut f32, cos: *const f32, sin: *const f32, half: usize) {
+unsafe fn neighbours<L: Lanes, E: Element>(
+    x: *mut E,
+    cos: *const f32,
+    sin: *const f32,
+    half: usize,
+) {
     for pair in 0..half {
         // SAFETY: pair < half.
         unsafe {
-            let (cos, sin) = (*cos.add(pair), *sin.add(pair));
-            let (a, b) = (*x.add(2 * pair), *x.add(2 * pair + 1));
-            *x.add(2 * pair) = a * cos - b * sin;
-            *x.add(2 * pair + 1) = b * cos + a * sin;
+            let (low, high) = (x.add(2 * pair), x.add(2 * pair + 1));
+            let (cos, sin) = (L::splat(*cos.add(pair)), L::splat(*sin.add(pair)));
+            let (a, b): (L, L) = (E::read(low, 1), E::read(high, 1));
+            E::write(a.mul(cos).sub(b.mul(sin)), low, 1);
+            E::write(b.mul(cos).add(a.mul(sin)), high, 1);
         }
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! All sums of a tile stay in registers while it runs over the inner dimension, which it does in
 //! one order whatever the tile's height: that is what makes results independent of batching.
+//!
+//! Both operands are read in 32-bit words, one f32, two bf16 or four bytes; a word of the left one
+//! is broadcast and meets the words of all columns of the right one.
 
 use crate::isa::{Lanes, TILE_VECTORS};
+use crate::number::Format;
 
 /// Sums of the largest tile of any instruction set: 14 rows of 32 columns.
 pub(crate) const MAX_SUMS: usize = 14 * 32;
@@ -19,16 +23,19 @@ pub(crate) struct Tile {
     pub(crate) rows: usize,
     /// Vectors of columns: 1 or 2.
     pub(crate) vectors: usize,
-    /// Length of the sums.
+    /// Length of the sums, in words.
     pub(crate) k: usize,
-    /// Left operand and the distance between its rows.
-    pub(crate) a: *const f32,
+    /// Left operand: words, at any address.
+    pub(crate) a: *const u8,
+    /// Distance between its rows, in bytes.
     pub(crate) a_stride: usize,
-    /// Right operand and the distance between its rows.
+    /// Right operand: words.
     pub(crate) b: *const f32,
+    /// Distance between its rows, in words.
     pub(crate) b_stride: usize,
-    /// Product and the distance between its rows.
+    /// Product: f32, or 32-bit integers in the integer format.
     pub(crate) out: *mut f32,
+    /// Distance between its rows, in words.
     pub(crate) out_stride: usize,
 }
 
@@ -55,18 +62,68 @@ impl Heights {
     }
 }
 
+/// A format's multiplication as a type, so that tiles are compiled per format.
+pub(crate) trait Product {
+    /// `sum + a * b`, word by word.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`.
+    unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L;
+}
+
+/// [`Format::F32`].
+pub(crate) struct Singles;
+/// [`Format::Bf16`].
+pub(crate) struct Pairs;
+/// [`Format::Int8`].
+pub(crate) struct Quads;
+
+impl Product for Singles {
+    #[inline(always)]
+    unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { a.fma(b, sum) }
+    }
+}
+
+impl Product for Pairs {
+    #[inline(always)]
+    unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { sum.dot_bf16(a, b) }
+    }
+}
+
+impl Product for Quads {
+    #[inline(always)]
+    unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { sum.dot_int8(a, b) }
+    }
+}
+
+/// Runs a tile in its own compiled function.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+pub(crate) unsafe fn run<L: Lanes>(format: Format, tile: &Tile) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe { (L::TILES[format as usize])(tile) }
+}
+
 /// Runs a tile.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`, and the three operands have the rows and columns that
 /// the fields name.
 #[inline(always)]
-pub(crate) unsafe fn multiply<L: Lanes>(tile: &Tile) {
+pub(crate) unsafe fn multiply<L: Lanes, P: Product>(tile: &Tile) {
     macro_rules! by_height {
         ($($rows:literal)*) => {
             match tile.rows {
                 // A height beyond the instruction set's tile compiles to nothing.
-                $($rows if $rows <= L::TILE_ROWS => fixed::<L, $rows>(tile),)*
+                $($rows if $rows <= L::TILE_ROWS => fixed::<L, P, $rows>(tile),)*
                 rows => unreachable!("a tile of {rows} rows"),
             }
         };
@@ -78,12 +135,12 @@ pub(crate) unsafe fn multiply<L: Lanes>(tile: &Tile) {
 /// # Safety
 /// As [`multiply`], and `tile.rows` is `ROWS`.
 #[inline(always)]
-unsafe fn fixed<L: Lanes, const ROWS: usize>(tile: &Tile) {
+unsafe fn fixed<L: Lanes, P: Product, const ROWS: usize>(tile: &Tile) {
     // SAFETY: the caller's guarantees are passed on.
     unsafe {
         match tile.vectors {
-            TILE_VECTORS => unrolled::<L, ROWS, TILE_VECTORS>(tile),
-            _ => unrolled::<L, ROWS, 1>(tile),
+            TILE_VECTORS => unrolled::<L, P, ROWS, TILE_VECTORS>(tile),
+            _ => unrolled::<L, P, ROWS, 1>(tile),
         }
     }
 }
@@ -91,7 +148,7 @@ unsafe fn fixed<L: Lanes, const ROWS: usize>(tile: &Tile) {
 /// # Safety
 /// As [`fixed`], and `tile.vectors` is `VECTORS`.
 #[inline(always)]
-unsafe fn unrolled<L: Lanes, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
+unsafe fn unrolled<L: Lanes, P: Product, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
     // SAFETY: row < rows, i < k and v < vectors keep every access inside the operands.
     unsafe {
         let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
@@ -102,12 +159,12 @@ unsafe fn unrolled<L: Lanes, const ROWS: usize, const VECTORS: usize>(tile: &Til
                 *right = L::load(b.add(v * L::WIDTH));
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = L::splat(*a.add(row * tile.a_stride));
+                let left = L::broadcast(a.add(row * tile.a_stride));
                 for v in 0..VECTORS {
-                    sums[v] = left.fma(right[v], sums[v]);
+                    sums[v] = P::add(sums[v], left, right[v]);
                 }
             }
-            a = a.add(1);
+            a = a.add(4);
             b = b.add(tile.b_stride);
         }
         for (row, sums) in sums.iter().enumerate() {

@@ -1,0 +1,88 @@
+//! Speed and quality of the CPU's number formats on one model, side by side.
+//!
+//! `precisions MODEL_FOLDER [TEXT_FILE]` prints, for each format, sequences of 64 tokens a second on
+//! one thread and on all (the best of many short runs, so that a busy neighbour does not count), the
+//! time of one text of 16 and 128 tokens, and, given a file of one text a line, how far the vectors'
+//! directions are from f32's.
+
+#![allow(clippy::print_stdout, reason = "a program for the terminal")]
+
+use std::time::Instant;
+
+use fletcher_backend::cpu::Cpu;
+use fletcher_core::backend::Precision;
+use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
+use fletcher_core::model::Model;
+use fletcher_hub::ModelFolder;
+
+type Error = Box<dyn std::error::Error>;
+
+const SEQUENCES: usize = 256;
+
+fn open(folder: &str, precision: Precision, threads: usize) -> Result<Embedder, Error> {
+    let model = Model::open(&ModelFolder::open(folder)?, Default::default())?;
+    let config = EmbedderConfig { threads, batch_tokens: 0 };
+    Ok(Embedder::new(model, Cpu::new(threads).with_precision(precision)?, config)?)
+}
+
+/// The shortest of many runs, in seconds.
+fn best(seconds: f64, mut run: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+    let (start, mut best) = (Instant::now(), f64::MAX);
+    while start.elapsed().as_secs_f64() < seconds {
+        let begin = Instant::now();
+        run()?;
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn ids(rows: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let id = |row: usize, at: usize| (1000 + (row * tokens + at) * 7919 % 20_000) as u32;
+    (0..rows).map(|row| (0..tokens).map(|at| id(row, at)).collect()).collect()
+}
+
+fn main() -> Result<(), Error> {
+    let mut args = std::env::args().skip(1);
+    let folder = args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE]")?;
+    let texts = args.next().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
+    let texts: Vec<&str> = texts.lines().collect();
+    let mut exact: Vec<f32> = Vec::new();
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        let rows = ids(SEQUENCES, 64);
+        let rows: Vec<&[u32]> = rows.iter().map(|row| &row[..]).collect();
+        print!("{:>5}", precision.name());
+        for threads in [1, 0] {
+            let embedder = open(&folder, precision, threads)?;
+            let chunk = &rows[..if threads == 1 { SEQUENCES / 8 } else { SEQUENCES }];
+            let seconds = best(3.0, || Ok(drop(embedder.embed_ids(chunk)?)))?;
+            let name = if threads == 1 { "one thread" } else { "all" };
+            print!("  {name} {:7.1}/s", chunk.len() as f64 / seconds);
+        }
+        let embedder = open(&folder, precision, 0)?;
+        for tokens in [16, 128] {
+            let row = ids(1, tokens);
+            let seconds = best(1.0, || Ok(drop(embedder.embed_ids(&[&row[0][..]])?)))?;
+            print!("  {tokens} tokens {:6.3} ms", seconds * 1e3);
+        }
+        if !texts.is_empty() {
+            let found = embedder.embed(&texts, &EmbedOptions::default())?;
+            if precision == Precision::F32 {
+                exact.clone_from(&found.values);
+            }
+            let pairs = found.values.chunks_exact(found.dim).zip(exact.chunks_exact(found.dim));
+            let cosines: Vec<f64> = pairs.map(|(a, b)| cosine(a, b)).collect();
+            let least = cosines.iter().copied().fold(1.0, f64::min);
+            let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+            print!("  cosine least {least:.6} mean {mean:.6}");
+        }
+        println!();
+    }
+    Ok(())
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
