@@ -250,7 +250,7 @@ impl TextEncoder {
             Form::WordPiece(wordpiece) => {
                 let (before, after) = wordpiece.frame();
                 let (before, after) = (before.to_vec(), after.to_vec());
-                (Runner::WordPiece(Box::new(wordpiece)), before, after)
+                (Runner::WordPiece(wordpiece), before, after)
             }
             Form::Json(json) => {
                 let tokenizer = tokenizers::from_json(&json)

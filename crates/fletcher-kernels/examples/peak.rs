@@ -10,9 +10,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use fletcher_kernels::{
-    Activation, AlignedBuffer, Attention, AttentionBias, AttentionRows, AttentionShape, Bf16, Epilogue,
-    Format, Gemm, Input, Isa, Kernels, LinearShape, Norm, NormKind, Output, Quantize, RowScale, Source,
-    row_stride,
+    Activation, AlignedBuffer, Attention, AttentionBias, AttentionRows, AttentionShape, Bf16,
+    Epilogue, Format, Gemm, Input, Isa, Kernels, LinearShape, Norm, NormKind, Output, Quantize,
+    RowScale, Source, row_stride,
 };
 
 /// Rows, inputs and outputs: BERT-tiny, MiniLM, BERT-base, and one short text.
@@ -119,7 +119,9 @@ impl Bench {
         let gelu = ops(Epilogue::Activate(Activation::GeluErf));
         let add = ops(Epilogue::Accumulate);
         let name = format!("{rows} x {inputs} x {outputs}");
-        println!("{name:>18}  store {plain:5.1}  erf-GELU {gelu:5.1}  accumulate {add:5.1}  op/cycle");
+        println!(
+            "{name:>18}  store {plain:5.1}  erf-GELU {gelu:5.1}  accumulate {add:5.1}  op/cycle"
+        );
     }
 
     fn attention(&self, (tokens, heads, head_dim): (usize, usize, usize)) {

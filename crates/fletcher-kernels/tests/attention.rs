@@ -51,7 +51,8 @@ impl Case {
             _ => AttentionRows::Bf16 { qkv: &halves, context: &mut half_context },
         };
         // What an earlier sequence left there must not count.
-        let mut scratch = vec![f32::NAN; kernels.attention_scratch(format, self.shape, self.tokens)];
+        let mut scratch =
+            vec![f32::NAN; kernels.attention_scratch(format, self.shape, self.tokens)];
         let tables = tables();
         kernels.attention(Attention {
             shape: self.shape,

@@ -4,8 +4,8 @@ mod common;
 
 use common::{all, assert_close, numbers};
 use fletcher_kernels::{
-    Activation, Bf16, Epilogue, Format, Gemm, Input, Kernels, Linear, LinearShape, Output, Quantize,
-    RowScale, Source,
+    Activation, Bf16, Epilogue, Format, Gemm, Input, Kernels, Linear, LinearShape, Output,
+    Quantize, RowScale, Source,
 };
 
 const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
@@ -161,7 +161,8 @@ fn products_are_their_definition() {
                 (&gated, Epilogue::Gate(Activation::Silu)),
             ] {
                 for format in FORMATS {
-                    let what = format!("{kernels:?} {format:?} {rows} x {cols} x {out} {epilogue:?}");
+                    let what =
+                        format!("{kernels:?} {format:?} {rows} x {cols} x {out} {epilogue:?}");
                     let found = case.run(&kernels, format, (0, rows), epilogue);
                     assert_close(&found, &case.expected(&kernels, format, epilogue), 3e-6, &what);
                 }

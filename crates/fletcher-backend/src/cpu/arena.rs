@@ -82,7 +82,12 @@ impl<T: Number> Plane<T> {
 }
 
 impl Rows {
-    fn new(format: Format, spec: &EncoderSpec, slot: Slot, rows: usize) -> Result<Self, BackendError> {
+    fn new(
+        format: Format,
+        spec: &EncoderSpec,
+        slot: Slot,
+        rows: usize,
+    ) -> Result<Self, BackendError> {
         let columns = match slot {
             Slot::Hidden | Slot::Normed => spec.hidden,
             Slot::Qkv => spec.qkv_width(),

@@ -76,7 +76,7 @@ pub(super) struct Definition {
 #[derive(Debug)]
 pub(super) enum Form {
     /// BERT's, by the encoder of this crate.
-    WordPiece(WordPiece),
+    WordPiece(Box<WordPiece>),
     /// Any other, by the `tokenizers` crate: the whole file in the crate's current format, without
     /// truncation and padding.
     Json(String),
@@ -141,7 +141,7 @@ impl Definition {
             // An added token that is no piece would be found inside of words.
             form: match source.ids.len() == source.pieces {
                 true => match recognise(&source.root, std::mem::take(&mut source.ids)) {
-                    Ok(wordpiece) => Form::WordPiece(wordpiece),
+                    Ok(wordpiece) => Form::WordPiece(Box::new(wordpiece)),
                     Err(_) => Form::Json(source.canonical()?),
                 },
                 false => Form::Json(source.canonical()?),

@@ -388,7 +388,7 @@ fn frame(processor: &Value, vocabulary: &Vocabulary) -> Option<(Vec<u32>, Vec<u3
                 if let Some(token) = item.get("SpecialToken") {
                     let name = token.get("id")?.as_str()?;
                     let ids = processor.get("special_tokens")?.get(name)?.get("ids")?.as_array()?;
-                    let ids = ids.iter().map(|id| Some(u32::try_from(id.as_u64()?).ok()?));
+                    let ids = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok());
                     let side = if seen { &mut after } else { &mut before };
                     side.extend(ids.collect::<Option<Vec<u32>>>()?);
                 } else {

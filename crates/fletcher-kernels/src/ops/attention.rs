@@ -300,10 +300,8 @@ unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, hea
             let to = head.keys.add(token / panel * panel * words + token % panel);
             let whole = if rows == L::WIDTH && regular { dim / per_word / 4 * 4 } else { 0 };
             for at in (0..whole).step_by(4) {
-                let quads = L::columns(
-                    from.add(at * per_word).cast::<f32>(),
-                    a.qkv_stride / per_word,
-                );
+                let quads =
+                    L::columns(from.add(at * per_word).cast::<f32>(), a.qkv_stride / per_word);
                 for (i, values) in quads.iter().enumerate() {
                     values.store(to.add((at + i) * panel));
                 }

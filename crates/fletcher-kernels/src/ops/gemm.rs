@@ -109,7 +109,8 @@ impl Linear {
                     let round = |value: f32| (value / step).round_ties_even() as i8;
                     steps[column] = step;
                     // Exact: a row that is not absurdly long sums to less than 2^24.
-                    totals[column] = source.iter().map(|&v| i32::from(round(v))).sum::<i32>() as f32;
+                    totals[column] =
+                        source.iter().map(|&v| i32::from(round(v))).sum::<i32>() as f32;
                     for (slot, quad) in slots.zip(source.chunks(4)) {
                         let byte = |at| quad.get(at).map_or(0, |&value| round(value) as u8);
                         let bytes = std::array::from_fn(byte);

@@ -90,12 +90,7 @@ unsafe fn rotate<L: Lanes, E: Element>(data: *mut E, r: &Rotary<'_>) {
 /// # Safety
 /// The CPU has the instruction set of `L`; `x` has `2 * half` elements, the others `half`.
 #[inline(always)]
-unsafe fn halves<L: Lanes, E: Element>(
-    x: *mut E,
-    cos: *const f32,
-    sin: *const f32,
-    half: usize,
-) {
+unsafe fn halves<L: Lanes, E: Element>(x: *mut E, cos: *const f32, sin: *const f32, half: usize) {
     let mut at = 0;
     while at < half {
         let lanes = L::WIDTH.min(half - at);
