@@ -1,11 +1,12 @@
 //! Memory as the kernels like it: aligned to a cache line, zeroed, and with row lengths that do
 //! not make rows compete for the same cache sets.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use crate::number::Number;
+use crate::zeroed;
 
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
@@ -42,8 +43,8 @@ impl<T: Number> AlignedBuffer<T> {
             return Some(Self { data: NonNull::dangling(), len });
         }
         let layout = Self::layout(len)?;
-        // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<T>())?;
+        // SAFETY: the layout's size is not zero, and a line is longer than a `usize`.
+        let data = NonNull::new(unsafe { zeroed::allocate(layout) }.cast::<T>())?;
         Some(Self { data, len })
     }
 
@@ -66,7 +67,7 @@ impl<T: Number> Drop for AlignedBuffer<T> {
     fn drop(&mut self) {
         if let (Some(layout), true) = (Self::layout(self.len), self.len > 0) {
             // SAFETY: allocated with this very layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), layout) }
+            unsafe { zeroed::free(self.data.as_ptr().cast(), layout) }
         }
     }
 }

@@ -15,6 +15,7 @@ mod isa;
 mod number;
 mod ops;
 mod peak;
+mod zeroed;
 
 pub use buffer::{AlignedBuffer, row_stride};
 pub use dispatch::Kernels;

@@ -7,6 +7,7 @@
 //! The vocabulary stays the text it is in the file. Unigram scores decide between segmentations by
 //! their last bit, and reading and printing a number is not guaranteed to keep that bit.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -151,11 +152,11 @@ impl Definition {
 }
 
 /// A tokenizer file taken apart: the vocabulary as text, the rest as values.
-struct Source {
+struct Source<'a> {
     file: &'static str,
     root: Map<String, Value>,
-    /// The model's vocabulary, verbatim.
-    vocab: Box<RawValue>,
+    /// The model's vocabulary, verbatim. It is most of the file, so it is not copied.
+    vocab: Cow<'a, RawValue>,
     /// Pieces and added tokens.
     ids: Vocabulary,
     /// How many of them are pieces.
@@ -177,14 +178,18 @@ impl<'a> Step<'a> {
 /// An object whose values are still text.
 type Verbatim = BTreeMap<String, Box<RawValue>>;
 
-impl Source {
-    fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
+/// The same, as part of the file.
+type Borrowed<'a> = BTreeMap<String, &'a RawValue>;
+
+impl<'a> Source<'a> {
+    fn from_json(bytes: &'a [u8]) -> Result<Self, TextError> {
         let file = TOKENIZER_JSON;
-        let mut root: Verbatim = parse(file, bytes)?;
+        let mut root: Borrowed<'a> = parse(file, bytes)?;
         let missing = |what| move || malformed(file, format!("there is no `{what}`"));
         let model = root.remove("model").ok_or_else(missing("model"))?;
-        let mut model: Verbatim = parse(file, model.get().as_bytes())?;
+        let mut model: Borrowed<'a> = parse(file, model.get().as_bytes())?;
         let vocab = model.remove("vocab").ok_or_else(missing("model.vocab"))?;
+        let vocab = Cow::Borrowed(vocab);
         let mut root = values(file, root)?;
         root.insert("model".to_owned(), Value::Object(values(file, model)?));
         Self { file, root, vocab, ids: Vocabulary::default(), pieces: 0 }.with_ids()
@@ -193,7 +198,7 @@ impl Source {
     fn from_vocab_txt(bytes: &[u8], config: &Map<String, Value>) -> Result<Self, TextError> {
         let pieces = vocab_txt::pieces(bytes)?;
         let root = vocab_txt::pipeline(&pieces, config)?;
-        let vocab = print(VOCAB_TXT, &pieces)?;
+        let vocab = Cow::Owned(print(VOCAB_TXT, &pieces)?);
         Self { file: VOCAB_TXT, root, vocab, ids: Vocabulary::default(), pieces: 0 }.with_ids()
     }
 
@@ -351,7 +356,7 @@ impl Source {
         }
         let model = root.get_mut("model").map(Value::take).unwrap_or_default();
         let mut model = verbatim(self.file, model)?;
-        model.insert("vocab".to_owned(), self.vocab);
+        model.insert("vocab".to_owned(), self.vocab.into_owned());
         let mut root = verbatim(self.file, root)?;
         root.insert("model".to_owned(), print(self.file, &model)?);
         Ok(print(self.file, &root)?.get().to_owned())
@@ -359,7 +364,7 @@ impl Source {
 }
 
 /// The values of an object.
-fn values(file: &'static str, object: Verbatim) -> Result<Map<String, Value>, TextError> {
+fn values(file: &'static str, object: Borrowed<'_>) -> Result<Map<String, Value>, TextError> {
     let fields = object.into_iter();
     fields.map(|(key, text)| Ok((key, parse(file, text.get().as_bytes())?))).collect()
 }

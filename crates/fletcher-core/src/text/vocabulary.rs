@@ -14,8 +14,11 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 /// Pieces with their ids, in the order in which they were first inserted.
 #[derive(Default)]
 pub(super) struct Vocabulary {
+    /// All pieces, end to end.
     bytes: String,
-    entries: Vec<Entry>,
+    /// Where each piece ends.
+    ends: Vec<u32>,
+    ids: Vec<u32>,
     /// A power of two of them, at most half full.
     slots: Vec<Slot>,
 }
@@ -26,21 +29,27 @@ impl fmt::Debug for Vocabulary {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
-    start: u32,
-    len: u32,
-    id: u32,
-}
+/// Nothing, or the number of an entry, from 1, with some bits of its piece's hash above.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Slot(u32);
 
-/// The upper half of a piece's hash, and its entry's number.
-#[derive(Clone, Copy)]
-struct Slot {
-    tag: u32,
-    entry: u32,
-}
+impl Slot {
+    const FREE: Slot = Slot(0);
+    /// Bits of the number; there are fewer entries than [`super::screen::ID_LIMIT`] twice over.
+    const BITS: u32 = 22;
 
-const FREE: u32 = u32::MAX;
+    fn new(tag: u32, entry: usize) -> Self {
+        Self(tag << Self::BITS | (entry as u32 + 1))
+    }
+
+    fn has_tag(self, tag: u32) -> bool {
+        self.0 >> Self::BITS == tag
+    }
+
+    fn entry(self) -> usize {
+        (self.0 & ((1 << Self::BITS) - 1)) as usize - 1
+    }
+}
 
 /// A hash of the bytes fed so far.
 ///
@@ -61,20 +70,21 @@ impl Hash {
         bytes.iter().fold(Self::EMPTY, |hash, &byte| hash.feed(byte))
     }
 
+    /// A tag, and where to look first.
     #[inline]
     fn mix(self) -> (u32, usize) {
-        ((self.0 >> 32) as u32, (self.0 ^ (self.0 >> 29)) as usize)
+        ((self.0 >> (32 + Slot::BITS)) as u32, (self.0 ^ (self.0 >> 29)) as usize)
     }
 }
 
 impl Vocabulary {
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.ids.len()
     }
 
     /// All pieces with their ids.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.entries.iter().map(|entry| (self.piece(entry), entry.id))
+        self.ids.iter().enumerate().map(|(entry, &id)| (self.piece(entry), id))
     }
 
     pub(super) fn get(&self, piece: &str) -> Option<u32> {
@@ -84,12 +94,12 @@ impl Vocabulary {
     /// The id of `prefix` with `rest` behind it, whose bytes together have this hash.
     #[inline]
     pub(super) fn find(&self, hash: Hash, prefix: &str, rest: &[u8]) -> Option<u32> {
-        self.lookup(hash, prefix, rest).map(|entry| self.entries[entry].id)
+        self.lookup(hash, prefix, rest).map(|entry| self.ids[entry])
     }
 
     #[inline]
     fn lookup(&self, hash: Hash, prefix: &str, rest: &[u8]) -> Option<usize> {
-        let same = |entry: &Entry| {
+        let same = |entry: usize| {
             let piece = self.piece(entry).as_bytes();
             piece.len() == prefix.len() + rest.len()
                 && &piece[prefix.len()..] == rest
@@ -99,14 +109,11 @@ impl Vocabulary {
         let mask = self.slots.len().checked_sub(1)?;
         loop {
             let slot = self.slots[at & mask];
-            if slot.entry == FREE {
+            if slot == Slot::FREE {
                 return None;
             }
-            if slot.tag == tag {
-                let entry = slot.entry as usize;
-                if same(&self.entries[entry]) {
-                    return Some(entry);
-                }
+            if slot.has_tag(tag) && same(slot.entry()) {
+                return Some(slot.entry());
             }
             at += 1;
         }
@@ -116,44 +123,47 @@ impl Vocabulary {
     pub(super) fn insert(&mut self, piece: &str, id: u32) {
         let hash = Hash::of(piece.as_bytes());
         if let Some(entry) = self.lookup(hash, "", piece.as_bytes()) {
-            self.entries[entry].id = id;
+            self.ids[entry] = id;
             return;
         }
         if self.slots.len() < 2 * (self.len() + 1) {
             self.grow();
         }
-        let start = self.bytes.len() as u32;
         self.bytes.push_str(piece);
-        self.entries.push(Entry { start, len: piece.len() as u32, id });
-        Self::place(&mut self.slots, hash, self.entries.len() as u32 - 1);
+        self.ends.push(self.bytes.len() as u32);
+        self.ids.push(id);
+        Self::place(&mut self.slots, hash, self.ids.len() - 1);
     }
 
     /// Gives back what growing has allocated beyond what is used.
     pub(super) fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
-        self.entries.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.ids.shrink_to_fit();
     }
 
-    fn piece(&self, entry: &Entry) -> &str {
-        &self.bytes[entry.start as usize..][..entry.len as usize]
+    #[inline]
+    fn piece(&self, entry: usize) -> &str {
+        let start = entry.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        &self.bytes[start..self.ends[entry] as usize]
     }
 
     fn grow(&mut self) {
         let size = (4 * (self.len() + 1)).next_power_of_two().max(16);
-        self.slots = vec![Slot { tag: 0, entry: FREE }; size];
-        for (index, entry) in self.entries.iter().enumerate() {
-            let piece = &self.bytes[entry.start as usize..][..entry.len as usize];
-            Self::place(&mut self.slots, Hash::of(piece.as_bytes()), index as u32);
+        let mut slots = vec![Slot::FREE; size];
+        for entry in 0..self.len() {
+            Self::place(&mut slots, Hash::of(self.piece(entry).as_bytes()), entry);
         }
+        self.slots = slots;
     }
 
-    fn place(slots: &mut [Slot], hash: Hash, entry: u32) {
+    fn place(slots: &mut [Slot], hash: Hash, entry: usize) {
         let (tag, mut at) = hash.mix();
         let mask = slots.len() - 1;
-        while slots[at & mask].entry != FREE {
+        while slots[at & mask] != Slot::FREE {
             at += 1;
         }
-        slots[at & mask] = Slot { tag, entry };
+        slots[at & mask] = Slot::new(tag, entry);
     }
 }
 

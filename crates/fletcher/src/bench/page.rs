@@ -125,12 +125,12 @@ fn sizes_cards(page: &mut String, report: &Report, sizes: &Sizes) {
         Some(Bar { name: count(run.rows as f64), parts: vec![(share, label)] })
     };
     let shares: Option<Vec<Bar>> = sizes.runs.iter().map(share).collect();
-    if let (Some(shares), Some(peak)) = (shares, report.peak_gops) {
+    if let (Some(shares), Some(peak)) = (shares, report.peak) {
         let note = format!(
             "The full width is {} Gop/s, measured with {} threads that only multiply in {}.",
-            count(peak),
+            count(peak.gops),
             report.threads,
-            report.precision
+            peak.format
         );
         card(page, "Share of the machine's arithmetic peak", &note, &bars(&shares, &[], 1.0));
     }

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 
 use crate::bench::table::count;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 72.0;
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 280.0;
+const LEFT: f64 = 66.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 46.0;
@@ -112,7 +112,7 @@ impl Lines<'_> {
 /// Bars below each other; `parts` names the parts for the legend. Lengths are shares of `full`.
 pub(crate) fn bars(bars: &[Bar], parts: &[&str], full: f64) -> String {
     const BAR: f64 = 40.0;
-    let left = 130.0;
+    let left = 96.0;
     let height = BAR * bars.len() as f64 + 8.0;
     let mut svg = open(height);
     for (row, bar) in bars.iter().enumerate() {

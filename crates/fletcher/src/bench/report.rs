@@ -15,8 +15,8 @@ pub(crate) struct Report {
     pub(crate) device: String,
     pub(crate) precision: String,
     pub(crate) threads: usize,
-    /// Billions of operations a second that the threads can do at most, as measured.
-    pub(crate) peak_gops: Option<f64>,
+    /// What the threads can do at most, as measured.
+    pub(crate) peak: Option<Peak>,
     /// From the process's start to the loaded model, in milliseconds.
     pub(crate) load_ms: f64,
     /// With the model loaded and nothing embedded.
@@ -44,4 +44,12 @@ pub(crate) struct Sizes {
     /// Operations to embed one sequence.
     pub(crate) flop_per_sequence: f64,
     pub(crate) runs: Vec<SizeRun>,
+}
+
+/// The arithmetic peak of a number format.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Peak {
+    /// Billions of operations a second.
+    pub(crate) gops: f64,
+    pub(crate) format: &'static str,
 }

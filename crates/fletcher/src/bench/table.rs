@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::report::{Report, Sizes};
+use crate::bench::report::{Peak, Report, Sizes};
 use crate::bench::workload::{LatencyRun, Shares, SizeRun, SoakRun, TextRun};
 
 /// The whole report.
@@ -14,8 +14,8 @@ pub(crate) fn print(report: &Report) -> String {
     line(&mut out, "on", &format!("{}, {}, {threads} threads", report.device, report.precision));
     line(&mut out, "machine", &format!("{}, {} cores", machine.cpu, machine.cores));
     line(&mut out, "flags", &machine.flags.join(" "));
-    if let Some(peak) = report.peak_gops {
-        line(&mut out, "peak", &format!("{peak:.0} Gop/s measured"));
+    if let Some(Peak { gops, format }) = report.peak {
+        line(&mut out, "peak", &format!("{gops:.0} Gop/s in {format}, measured"));
     }
     line(&mut out, "loaded in", &format!("{:.1} ms", report.load_ms));
     if let Some(idle) = report.idle {

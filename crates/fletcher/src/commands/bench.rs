@@ -12,7 +12,7 @@ use fletcher_io::{ChunkLimits, OnError, SourceInput, SourceOptions};
 
 use crate::args::BenchArgs;
 use crate::bench::machine::{Machine, Memory, today};
-use crate::bench::report::{ModelFacts, Report, Sizes};
+use crate::bench::report::{ModelFacts, Peak, Report, Sizes};
 use crate::bench::workload::Workload;
 use crate::bench::{page, pair, table};
 use crate::config::{self, ModelConfig};
@@ -32,11 +32,12 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     embedder.set_clock(nanoseconds);
     let (embedder, options) = (&embedder, EmbedOptions::default());
     check_lengths(&args, embedder)?;
+    let peak = if args.pair { None } else { peak(&config, embedder.threads()) };
     let workload = Workload {
         embedder,
         batch_rows: args.batch_size,
         tokens: args.seq_len,
-        peak_gops: if args.pair { None } else { peak(&config, embedder.threads()) },
+        peak_gops: peak.map(|peak| peak.gops),
     };
     if args.pair {
         return pair::serve(&workload, &options, stdin().lock(), BufWriter::new(stdout().lock()));
@@ -61,7 +62,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         device: registry::resolve(config.device).to_string(),
         precision: config.precision.name().to_owned(),
         threads: embedder.threads(),
-        peak_gops: workload.peak_gops,
+        peak,
         load_ms,
         idle,
         sizes: None,
@@ -125,13 +126,16 @@ fn check_lengths(args: &BenchArgs, embedder: &Embedder) -> Result<(), Failure> {
 }
 
 /// The CPU's arithmetic peak in the format asked for; other devices' peaks are not measured.
-fn peak(config: &ModelConfig, threads: usize) -> Option<f64> {
+fn peak(config: &ModelConfig, threads: usize) -> Option<Peak> {
     let precision = match config.precision {
         Precision::Auto => Precision::F32,
         named => named,
     };
     match registry::resolve(config.device) {
-        DeviceChoice::Cpu => fletcher_backend::cpu::peak(precision, threads),
+        DeviceChoice::Cpu => {
+            let gops = fletcher_backend::cpu::peak(precision, threads)?;
+            Some(Peak { gops, format: precision.name() })
+        }
         _ => None,
     }
 }
