@@ -207,7 +207,11 @@ impl<'a> Loader<'a> {
         let mut bias = with_bias.then(Vec::new);
         for (name, rows) in parts {
             let tensor = self.require(&[format!("{name}.weight")])?;
-            weight.extend(tensor.expect_shape(&[*rows, cols])?.to_f32()?);
+            let part = tensor.expect_shape(&[*rows, cols])?.to_f32()?;
+            match weight.is_empty() {
+                true => weight = part,
+                false => weight.extend(part),
+            }
             if let Some(bias) = &mut bias {
                 bias.extend(self.vector(&[format!("{name}.bias")], *rows)?);
             }
