@@ -183,6 +183,29 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn store_four_u8(vectors: [Self; 4], to: *mut u8) {
+        unsafe {
+            // The packs saturate, and work within each 128 bits: word i of lane l is vector i's
+            // quad l, which the permutation puts behind vector i's earlier ones.
+            let [a, b, c, d] = vectors.map(|v| _mm512_cvtps_epi32(v.0));
+            let (ab, cd) = (_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
+            _mm512_storeu_si512(to.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            Self(_mm512_roundscale_ps::<NEAREST>(self.0))
+        }
+    }
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        unsafe { Self(_mm512_scalef_ps(self.0, power.0)) }
+    }
+    #[inline(always)]
     unsafe fn low_half(self) -> Self {
         unsafe { Self::from_ints(_mm512_slli_epi32::<16>(self.ints())) }
     }

@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::buffer::row_stride;
 use crate::isa::{Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format};
-use crate::ops::activation::exp;
+use crate::ops::activation::exp2;
 use crate::ops::gemm::check_rows;
 use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
 
@@ -445,12 +445,14 @@ unsafe fn softmax<L: Lanes, E: Element>(
             greatest = L::load(scores.add(at)).max(greatest);
             at += L::WIDTH;
         }
-        // Scale and shift in one step: exp(scale * score - scale * max).
+        // Scale and shift in one step: exp(scale * score - scale * max), as a power of two.
+        let scale = scale * std::f32::consts::LOG2_E;
         let shift = L::splat(-scale * greatest.greatest());
         let scale = L::splat(scale);
         let (mut total, mut at) = (L::splat(0.0), keys.start);
         while at < keys.end {
-            let probability = exp(L::load(scores.add(at)).fma(scale, shift));
+            let exponent = L::load(scores.add(at)).fma(scale, shift);
+            let probability = exp2(exponent, E::FORMAT != Format::F32);
             E::write(probability, scores.cast::<E>().add(at), L::WIDTH);
             total = total.add(probability);
             at += L::WIDTH;

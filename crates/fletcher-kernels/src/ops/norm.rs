@@ -60,16 +60,17 @@ impl Norm<'_> {
 #[inline(always)]
 pub(crate) unsafe fn norm<L: Lanes>(n: &mut Norm<'_>) {
     let columns = n.scale.len();
+    let share = 1.0 / columns as f32;
     for row in 0..n.rows {
         // SAFETY: check has established `columns` elements in each row of both matrices.
         unsafe {
             let y = n.output.as_mut_ptr().add(row * n.stride);
             let x = n.input.map_or(y.cast_const(), |input| input.as_ptr().add(row * n.stride));
             let mean = match n.kind {
-                NormKind::Layer => sum::<L>(x, columns) / columns as f32,
+                NormKind::Layer => sum::<L>(x, columns) * share,
                 NormKind::Rms => 0.0,
             };
-            let variance = squares::<L>(x, columns, mean) / columns as f32;
+            let variance = squares::<L>(x, columns, mean) * share;
             let factor = L::splat(1.0 / (variance + n.eps).sqrt());
             let mean = L::splat(mean);
             let rounded = n.rounded.as_mut().map(|r| r.as_mut_ptr().add(row * n.rounded_stride));
@@ -92,20 +93,44 @@ pub(crate) unsafe fn norm<L: Lanes>(n: &mut Norm<'_>) {
     }
 }
 
+/// Sums that do not wait for each other.
+const CHAINS: usize = 4;
+
+/// The sum of `term` over a row, in one order for each number of columns.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; `x` has `columns` elements. Missing lanes are 0.
+#[inline(always)]
+unsafe fn sum_of<L: Lanes>(
+    x: *const f32,
+    columns: usize,
+    mut add: impl FnMut(L, L, usize) -> L,
+) -> f32 {
+    // SAFETY: lanes at..at+lanes are inside the row.
+    unsafe {
+        let (mut totals, mut at) = ([L::splat(0.0); CHAINS], 0);
+        while at + CHAINS * L::WIDTH <= columns {
+            for (chain, total) in totals.iter_mut().enumerate() {
+                *total = add(*total, L::load(x.add(at + chain * L::WIDTH)), L::WIDTH);
+            }
+            at += CHAINS * L::WIDTH;
+        }
+        while at < columns {
+            let lanes = L::WIDTH.min(columns - at);
+            totals[0] = add(totals[0], f32::read(x.add(at), lanes), lanes);
+            at += lanes;
+        }
+        let [a, b, c, d] = totals;
+        a.add(b).add(c.add(d)).sum()
+    }
+}
+
 /// # Safety
 /// The CPU has the instruction set of `L`; `x` has `columns` elements.
 #[inline(always)]
 unsafe fn sum<L: Lanes>(x: *const f32, columns: usize) -> f32 {
-    // SAFETY: lanes at..at+lanes are inside the row.
-    unsafe {
-        let (mut total, mut at) = (L::splat(0.0), 0);
-        while at < columns {
-            let lanes = L::WIDTH.min(columns - at);
-            total = total.add(f32::read(x.add(at), lanes));
-            at += lanes;
-        }
-        total.sum()
-    }
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe { sum_of::<L>(x, columns, |total, x, _| total.add(x)) }
 }
 
 /// The sum of squared distances from `center`.
@@ -114,23 +139,16 @@ unsafe fn sum<L: Lanes>(x: *const f32, columns: usize) -> f32 {
 /// As [`sum`].
 #[inline(always)]
 unsafe fn squares<L: Lanes>(x: *const f32, columns: usize, center: f32) -> f32 {
-    // SAFETY: lanes at..at+lanes are inside the row.
+    // SAFETY: the caller's guarantees are passed on; the mask has as many ones as any vector.
     unsafe {
-        let (mut total, mut at) = (L::splat(0.0), 0);
-        let whole = columns - columns % L::WIDTH;
-        while at < whole {
-            let distance = L::load(x.add(at)).sub(L::splat(center));
-            total = distance.fma(distance, total);
-            at += L::WIDTH;
-        }
-        if at < columns {
-            // The missing lanes stand at the center on both sides, so that they add nothing.
-            let ones = [1.0f32; 16];
-            let mask = L::load_partial(ones.as_ptr(), columns - at);
-            let center = L::splat(center).mul(mask);
-            let distance = L::load_partial(x.add(at), columns - at).sub(center);
-            total = distance.fma(distance, total);
-        }
-        total.sum()
+        let center = L::splat(center);
+        sum_of::<L>(x, columns, |total, x, lanes| {
+            let distance = match lanes == L::WIDTH {
+                true => x.sub(center),
+                // The missing lanes stand at the center on both sides, so that they add nothing.
+                false => x.sub(center.mul(L::load_partial([1.0f32; 16].as_ptr(), lanes))),
+            };
+            distance.fma(distance, total)
+        })
     }
 }

@@ -75,9 +75,15 @@ unsafe fn rows<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
             let (factor, zero) = (L::splat(1.0 / scale), L::splat(zero));
             let bytes = q.bytes.as_mut_ptr().add(row * q.stride);
             let mut at = 0;
+            let at_value = |at: usize, lanes| E::read::<L>(x.add(at), lanes).fma(factor, zero);
+            while at + 4 * L::WIDTH <= q.columns {
+                let four = std::array::from_fn(|i| at_value(at + i * L::WIDTH, L::WIDTH));
+                L::store_four_u8(four, bytes.add(at));
+                at += 4 * L::WIDTH;
+            }
             while at < q.columns {
                 let lanes = L::WIDTH.min(q.columns - at);
-                E::read::<L>(x.add(at), lanes).fma(factor, zero).store_u8(bytes.add(at), lanes);
+                at_value(at, lanes).store_u8(bytes.add(at), lanes);
                 at += lanes;
             }
         }
@@ -93,21 +99,29 @@ unsafe fn range<L: Lanes, E: Element>(x: *const E, columns: usize) -> RowScale {
     // SAFETY: lanes at..at+lanes are inside the row; missing lanes are 0, which is in every range.
     unsafe {
         let zero = L::splat(0.0);
-        let (mut low, mut high, mut total, mut at) = (zero, zero, zero, 0);
+        let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], [zero; 2]);
+        let mut see = |chain: usize, values: L| {
+            low[chain] = low[chain].min(values);
+            high[chain] = high[chain].max(values);
+            // What min and max may pass over shows here: NaN and infinity stay in a sum.
+            total[chain] = total[chain].add(values);
+        };
+        let mut at = 0;
+        while at + 2 * L::WIDTH <= columns {
+            see(0, E::read(x.add(at), L::WIDTH));
+            see(1, E::read(x.add(at + L::WIDTH), L::WIDTH));
+            at += 2 * L::WIDTH;
+        }
         while at < columns {
             let lanes = L::WIDTH.min(columns - at);
-            let values: L = E::read(x.add(at), lanes);
-            low = low.min(values);
-            high = high.max(values);
-            // Infinity minus itself and NaN are NaN: what min and max may pass over shows here.
-            total = total.add(values.sub(values));
+            see(0, E::read(x.add(at), lanes));
             at += lanes;
         }
-        let low = zero.sub(low).greatest();
-        let span = high.greatest() + low;
-        if total.sum().is_nan() {
+        if !total[0].add(total[1]).sum().is_finite() {
             return RowScale { scale: f32::NAN, zero: 0.0 };
         }
+        let low = zero.sub(low[0].min(low[1])).greatest();
+        let span = high[0].max(high[1]).greatest() + low;
         // A row of zeros, or of numbers too small for a step, is a row of zeros.
         let scale = if span / 255.0 > f32::MIN_POSITIVE { span / 255.0 } else { 1.0 };
         RowScale { scale, zero: (low / scale).round_ties_even() }
