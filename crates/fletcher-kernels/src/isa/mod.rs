@@ -5,7 +5,6 @@
 //! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 pub(crate) mod scalar;
 
@@ -75,6 +74,13 @@ impl Isa {
     }
 }
 
+/// A part of an algorithm that is compiled by itself for each instruction set; see [`Lanes::call`].
+pub(crate) trait Kernel {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; what else, the implementation says.
+    unsafe fn run<L: Lanes>(&self);
+}
+
 /// Vectors side by side in a register tile and in a packed panel.
 pub(crate) const TILE_VECTORS: usize = 2;
 
@@ -91,8 +97,8 @@ pub(crate) trait Lanes: Copy {
     /// wide, and its sums, those vectors and one broadcast must fit the register file.
     const TILE_ROWS: usize;
 
-    /// The matrix kernels, compiled once per instruction set (see `ops/tile.rs`), by format.
-    const TILES: [unsafe fn(&Tile); 3];
+    /// Runs a kernel in a compiled function of its own, where it has all registers to itself.
+    unsafe fn call<K: Kernel>(kernel: &K);
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// The four bytes at `from`, whatever they mean, in every lane.

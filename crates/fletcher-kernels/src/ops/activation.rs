@@ -28,6 +28,17 @@ pub(crate) trait Function {
     /// # Safety
     /// The CPU has the instruction set of `L`.
     unsafe fn apply<L: Lanes>(x: L) -> L;
+
+    /// The same for a result that will be rounded to bfloat16 or to a byte: it may be off by a small
+    /// part of that rounding.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`.
+    #[inline(always)]
+    unsafe fn apply_rounded<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { Self::apply(x) }
+    }
 }
 
 /// Runs `$body` with `$function` naming the activation's type.
@@ -166,8 +177,6 @@ impl Function for GeluErf {
     #[inline(always)]
     unsafe fn apply<L: Lanes>(x: L) -> L {
         const PIECES_PER_UNIT: f32 = 16.0 / 6.0;
-        /// 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits.
-        const ROUND: f32 = 12_582_912.0;
         // SAFETY: the caller's guarantee is passed on.
         unsafe {
             // Just below 6, whose piece would be the 17th.
@@ -183,7 +192,27 @@ impl Function for GeluErf {
             L::splat(0.0).max(x).sub(g)
         }
     }
+
+    /// With cubics in `|x|` itself, piece `n` around `n / 3`: off by at most 7e-6, where the rounding
+    /// of a bfloat16 is that large from 0.002 on.
+    #[inline(always)]
+    unsafe fn apply_rounded<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            // Just below 15.5 / 3, whose piece would be the 17th.
+            let a = L::splat(5.166).min(x.abs());
+            let piece = a.fma(L::splat(3.0), L::splat(ROUND));
+            let mut g = piece.lookup(&GELU_CUBICS[0]);
+            for coefficients in &GELU_CUBICS[1..] {
+                g = g.fma(a, piece.lookup(coefficients));
+            }
+            L::splat(0.0).max(x).sub(g)
+        }
+    }
 }
+
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
 
 /// Highest power first, each for the 16 pieces of [`GeluErf`].
 #[rustfmt::skip]
@@ -223,6 +252,35 @@ static GELU_PIECES: [[f32; 16]; 6] = [
         7.720_924_9e-2, 4.038_391_3e-2, 1.802_435_1e-2, 6.912_845_2e-3,
         2.287_165_5e-3, 6.543_243_1e-4, 1.620_971_0e-4, 3.480_607_1e-5,
         6.481_989_2e-6, 1.047_432_0e-6, 1.469_070_4e-7, 1.788_778_4e-8,
+    ],
+];
+
+/// Highest power first, each for the 16 pieces of [`GeluErf`] where the result is rounded.
+#[rustfmt::skip]
+static GELU_CUBICS: [[f32; 16]; 4] = [
+    [
+        2.199_681_7e-2, 8.080_397_5e-2, 1.252_244_9e-1, 1.203_158_7e-1,
+        8.086_962_3e-2, 3.404_936_2e-2, 3.733_459_5e-4, -1.446_989_2e-2,
+        -1.565_541_7e-2, -1.107_913_1e-2, -6.127_025_5e-3, -2.802_975_5e-3,
+        -1.088_885_2e-3, -3.644_353_7e-4, -1.060_289_1e-4, -2.697_706_8e-5,
+    ],
+    [
+        -4.012_241_7e-1, -4.358_139_9e-1, -4.985_081_0e-1, -4.824_878_3e-1,
+        -3.427_000_0e-1, -1.324_487_0e-1, 5.125_084_9e-2, 1.463_124_2e-1,
+        1.544_281_8e-1, 1.153_359_0e-1, 6.838_477_4e-2, 3.363_142_2e-2,
+        1.402_646_1e-2, 5.026_363_3e-3, 1.560_873_9e-3, 4.225_446_3e-4,
+    ],
+    [
+        5.000_758_2e-1, 5.072_616_9e-1, 5.372_476_6e-1, 5.207_187_5e-1,
+        3.550_942_5e-1, 3.974_355_0e-2, -2.947_188_0e-1, -4.978_211_8e-1,
+        -5.161_946_4e-1, -4.048_245_0e-1, -2.563_758_5e-1, -1.352_149_1e-1,
+        -6.044_868_4e-2, -2.316_914_5e-2, -7.674_123_6e-3, -2.209_304_1e-3,
+    ],
+    [
+        -3.939_690_0e-7, -5.139_496_1e-4, -5.382_519_7e-3, 1.103_703_5e-4,
+        6.571_288_4e-2, 2.236_915_4e-1, 4.269_494_4e-1, 5.717_170_8e-1,
+        5.854_502_3e-1, 4.796_362_5e-1, 3.231_121_3e-1, 1.822_589_0e-1,
+        8.718_661_2e-2, 3.570_172_2e-2, 1.260_302_4e-2, 3.856_469_4e-3,
     ],
 ];
 
