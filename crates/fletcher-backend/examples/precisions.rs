@@ -43,7 +43,8 @@ fn ids(rows: usize, tokens: usize) -> Vec<Vec<u32>> {
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]")?;
+    let folder =
+        args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]")?;
     let texts = args.next().filter(|path| path != "-");
     let texts = texts.map(std::fs::read_to_string).transpose()?.unwrap_or_default();
     let texts: Vec<&str> = texts.lines().collect();

@@ -255,7 +255,10 @@ fn rounded_gelu_is_its_definition() {
             let exact = x / 2.0 * (1.0 + erf(x / std::f64::consts::SQRT_2));
             for found in &y[row * 40..][..40] {
                 let error = (f64::from(found.to_f32()) - exact).abs();
-                assert!(error <= exact.abs() / 255.0 + 7e-6, "{kernels:?}: gelu({x}) off by {error}");
+                assert!(
+                    error <= exact.abs() / 255.0 + 7e-6,
+                    "{kernels:?}: gelu({x}) off by {error}"
+                );
             }
         }
     }

@@ -138,14 +138,8 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
 #[inline(always)]
 pub(crate) unsafe fn exp2<L: Lanes>(x: L, rounded: bool) -> L {
     // 2^f on |f| <= 1/2.
-    const FINE: [f32; 6] = [
-        1.327_647_2e-3,
-        9.675_541e-3,
-        5.550_713_3e-2,
-        2.402_212e-1,
-        6.931_47e-1,
-        1.000_000_1,
-    ];
+    const FINE: [f32; 6] =
+        [1.327_647_2e-3, 9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_47e-1, 1.000_000_1];
     const COARSE: [f32; 4] = [5.517_166_5e-2, 2.426_111_2e-1, 6.932_61e-1, 9.999_281e-1];
     // SAFETY: the caller's guarantee is passed on.
     unsafe {

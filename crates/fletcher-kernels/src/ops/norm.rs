@@ -138,7 +138,12 @@ impl Finish<'_> {
     /// # Safety
     /// As [`Self::run`]; lanes at..at+lanes are inside the row.
     #[inline(always)]
-    unsafe fn step<L: Lanes, const ROUND: bool>(&self, rounded: *mut Bf16, at: usize, lanes: usize) {
+    unsafe fn step<L: Lanes, const ROUND: bool>(
+        &self,
+        rounded: *mut Bf16,
+        at: usize,
+        lanes: usize,
+    ) {
         // SAFETY: the caller guarantees the lanes.
         unsafe {
             let centered = f32::read::<L>(self.x.add(at), lanes).sub(L::splat(self.mean));
