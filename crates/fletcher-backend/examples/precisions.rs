@@ -1,9 +1,9 @@
 //! Speed and quality of the CPU's number formats on one model, side by side.
 //!
-//! `precisions MODEL_FOLDER [TEXT_FILE]` prints, for each format, sequences of 64 tokens a second on
+//! `precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]` prints, for each format, sequences of 64 tokens a second on
 //! one thread and on all (the best of many short runs, so that a busy neighbour does not count), the
 //! time of one text of 16 and 128 tokens, and, given a file of one text a line, how far the vectors'
-//! directions are from f32's.
+//! directions are from the first format's.
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
@@ -43,11 +43,17 @@ fn ids(rows: usize, tokens: usize) -> Vec<Vec<u32>> {
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE]")?;
-    let texts = args.next().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
+    let folder =
+        args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]")?;
+    let texts = args.next().filter(|path| path != "-");
+    let texts = texts.map(std::fs::read_to_string).transpose()?.unwrap_or_default();
     let texts: Vec<&str> = texts.lines().collect();
     let mut exact: Vec<f32> = Vec::new();
+    let wanted: Vec<String> = args.collect();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == precision.name()) {
+            continue;
+        }
         let rows = ids(SEQUENCES, 64);
         let rows: Vec<&[u32]> = rows.iter().map(|row| &row[..]).collect();
         print!("{:>5}", precision.name());
@@ -66,7 +72,7 @@ fn main() -> Result<(), Error> {
         }
         if !texts.is_empty() {
             let found = embedder.embed(&texts, &EmbedOptions::default())?;
-            if precision == Precision::F32 {
+            if exact.is_empty() {
                 exact.clone_from(&found.values);
             }
             let pairs = found.values.chunks_exact(found.dim).zip(exact.chunks_exact(found.dim));

@@ -4,7 +4,7 @@
 //! algorithm into itself; it is the only place where features are enabled. [`Kernels`] can only
 //! be made for a set that the CPU has, which is what makes its safe methods sound.
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use crate::number::Format;
 use crate::ops::activation::Activation;
 use crate::ops::attention::{Attention, AttentionShape};
@@ -37,17 +37,15 @@ macro_rules! shells {
             use crate::ops::{
                 activation, attention as attend, elementwise, gemm as product, norm as norms,
                 quantize as quantization, rotary as rotation,
-                tile::{Pairs, Quads, Singles, Tile, multiply},
             };
 
-            /// By [`Format`].
-            pub(crate) const TILES: [unsafe fn(&Tile); 3] = [singles, pairs, quads];
-
-            shells!(#[$features]
-                singles(tile: &Tile) = multiply::<$lanes, Singles>;
-                pairs(tile: &Tile) = multiply::<$lanes, Pairs>;
-                quads(tile: &Tile) = multiply::<$lanes, Quads>;
-            );
+            /// # Safety
+            /// The CPU has the features; see the kernel.
+            #[$features]
+            pub(crate) unsafe fn call<K: Kernel>(kernel: &K) {
+                // SAFETY: the caller's guarantees are passed on.
+                unsafe { kernel.run::<$lanes>() }
+            }
 
             shells!(#[$features]
                 gemm(arguments: &mut Gemm<'_>) = product::gemm::<$lanes>;
@@ -285,6 +283,18 @@ impl Kernels {
         assert_eq!(y.len(), x.len());
         // SAFETY: `self` exists, so the CPU has the instruction set; the lengths agree.
         unsafe { (self.table.dot)(x, y) }
+    }
+
+    /// Asks for bytes that will be read soon, where the instruction set has a way to.
+    pub fn prefetch(&self, bytes: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        for line in bytes.chunks(64) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: part of the x86-64 baseline, and only a hint.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = bytes;
     }
 
     /// Divides a vector by its Euclidean length; zeros stay zeros.

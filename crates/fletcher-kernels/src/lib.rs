@@ -1,6 +1,7 @@
 //! CPU kernels: slices in, slices out.
 //!
-//! No threads, no errors, and no allocation outside of packing. Each algorithm is written once in
+//! No errors, no allocation outside of packing, and no threads but the few that share one text
+//! (`team.rs`), which is here because it needs `unsafe`. Each algorithm is written once in
 //! `ops/`, over the vector type of an instruction set (`isa/`); [`Kernels`] holds the compiled
 //! versions of the set that was chosen at run time. This crate holds all of the CPU's `unsafe`:
 //! the safe entry points check every length before a pointer is formed.
@@ -15,6 +16,7 @@ mod isa;
 mod number;
 mod ops;
 mod peak;
+mod team;
 mod zeroed;
 
 pub use buffer::{AlignedBuffer, row_stride};
@@ -28,3 +30,4 @@ pub use ops::norm::{Norm, NormKind};
 pub use ops::quantize::{Quantize, Source};
 pub use ops::rotary::{Rotary, RotaryPairs};
 pub use peak::{Multiply, peak_gops};
+pub use team::{Barrier, Team};

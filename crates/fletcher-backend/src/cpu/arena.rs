@@ -4,11 +4,15 @@
 //! layers, in bf16 when the model is not in f32. Its *operand* is the same rows as a linear layer
 //! multiplies them: the state itself, or a copy in bf16 or bytes.
 
+use std::ops::Range;
+
 use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::spec::EncoderSpec;
 use fletcher_kernels::{
     AlignedBuffer, AttentionShape, Bf16, Format, Kernels, Number, RowScale, row_stride,
 };
+
+use super::split::Shares;
 
 /// The activation slots of one worker.
 #[derive(Debug)]
@@ -22,6 +26,10 @@ pub struct Arena {
     scratch: AlignedBuffer,
     /// One row of an embedding table, widened.
     pub(super) row: Vec<f32>,
+    /// Longest sequence.
+    pub(super) max_tokens: usize,
+    /// For texts that are shared; made with the first one.
+    pub(super) shares: Option<Box<Shares>>,
 }
 
 /// A slot's rows.
@@ -75,6 +83,12 @@ impl<T: Number> Plane<T> {
         &self.data[..count * self.stride]
     }
 
+    /// Takes over another plane's first rows as these rows.
+    pub(super) fn copy_rows(&mut self, rows: Range<usize>, from: &Self) {
+        let to = &mut self.data[rows.start * self.stride..rows.end * self.stride];
+        to.copy_from_slice(from.rows(rows.len()));
+    }
+
     /// The first `count` rows, to write.
     pub(super) fn rows_mut(&mut self, count: usize) -> &mut [T] {
         &mut self.data[..count * self.stride]
@@ -82,7 +96,7 @@ impl<T: Number> Plane<T> {
 }
 
 impl Rows {
-    fn new(
+    pub(super) fn new(
         format: Format,
         spec: &EncoderSpec,
         slot: Slot,
@@ -111,15 +125,16 @@ impl Rows {
 }
 
 impl Arena {
-    /// Allocates for `max_tokens` tokens, of which one sequence may hold all. The pages are
-    /// touched, and so become resident, only as batches need them.
+    /// Allocates for `rows` tokens of sequences of up to `max_tokens`. The pages are touched, and so
+    /// become resident, only as batches need them.
     pub(super) fn new(
         kernels: &Kernels,
         format: Format,
         spec: &EncoderSpec,
+        rows: usize,
         max_tokens: usize,
     ) -> Result<Self, BackendError> {
-        let slot = |slot| Rows::new(format, spec, slot, max_tokens);
+        let slot = |slot| Rows::new(format, spec, slot, rows);
         let attention = if format == Format::F32 { Format::F32 } else { Format::Bf16 };
         let words = kernels.attention_scratch(attention, attention_shape(spec), max_tokens);
         Ok(Self {
@@ -134,6 +149,8 @@ impl Arena {
             ],
             scratch: Plane::new(1, words)?.data,
             row: vec![0.0; spec.hidden],
+            max_tokens,
+            shares: None,
         })
     }
 

@@ -8,26 +8,34 @@
 //!
 //! A worker takes a block of sequences through all layers in its own [`Arena`]; no operation
 //! splits work between workers, so nothing waits. The block's activations are meant to stay in
-//! the core's L2 cache while the weights stream past.
+//! the core's L2 cache while the weights stream past. Only a text that is alone is shared by all
+//! cores (`split.rs`).
 
 mod arena;
 mod ops;
 mod peak;
+mod split;
 
 pub use arena::Arena;
 pub use peak::peak;
 
 use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use fletcher_core::backend::{BackendError, Precision};
-use fletcher_kernels::{Format, Kernels};
+use fletcher_kernels::{Format, Kernels, Team};
 
 /// The CPU backend.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Cpu {
     kernels: Kernels,
     format: Format,
     threads: usize,
+    /// Who shares a text that is alone.
+    team: Arc<Team>,
+    /// Batches on their way through the encoder.
+    active: Arc<AtomicUsize>,
 }
 
 /// What `--precision` can be on the CPU.
@@ -43,7 +51,8 @@ impl Cpu {
     pub fn with_kernels(kernels: Kernels, threads: usize) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { allowed() } else { threads };
-        Self { kernels, format: Format::F32, threads }
+        let (team, active) = (Arc::new(Team::new(threads)), Arc::default());
+        Self { kernels, format: Format::F32, threads, team, active }
     }
 
     /// The same in another number format. `auto` is f32: the CPU never trades a vector's digits for

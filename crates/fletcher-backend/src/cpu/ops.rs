@@ -1,9 +1,12 @@
 //! The backend's operations: which kernel runs over which slots.
 
+use std::ops::Range;
+
 use fletcher_core::backend::{
     AttentionOp, Backend, BackendError, EmbeddingSource, Epilogue, LinearOp, LinearSource, NormOp,
     PoolOp, Pooling, Slot,
 };
+use fletcher_core::encoder::EncoderWeights;
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{Activation, EncoderSpec, learned_rows, rotary_table};
 use fletcher_core::weights::Tensor;
@@ -19,6 +22,9 @@ const BLOCK_BYTES: usize = 768 << 10;
 const BLOCK_TOKENS_MIN: usize = 128;
 /// A block above it gains nothing.
 const BLOCK_TOKENS_MAX: usize = 1024;
+
+/// Tokens between asking for an embedding and adding it: a few hundred cycles.
+const AHEAD: usize = 4;
 
 impl Backend for Cpu {
     type Linear = kernels::Linear;
@@ -77,7 +83,7 @@ impl Backend for Cpu {
     }
 
     fn plan(&self, spec: &EncoderSpec, max_tokens: usize) -> Result<Arena, BackendError> {
-        Arena::new(&self.kernels, self.format, spec, max_tokens)
+        Arena::new(&self.kernels, self.format, spec, max_tokens, max_tokens)
     }
 
     fn embed(
@@ -86,28 +92,8 @@ impl Backend for Cpu {
         embedding: &EmbeddingSource,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let d = arena.spec.hidden;
         arena.tokens = batch.tokens();
-        let mut row = std::mem::take(&mut arena.row);
-        let (hidden, stride) = arena.hidden();
-        let mut add = |table: &Tensor, index: usize, out: &mut [f32]| {
-            table.read_f32(index * d, &mut row);
-            self.kernels.add_scaled(out, &row, 1.0);
-        };
-        for sequence in batch.sequences() {
-            let positions = learned_rows(&batch.ids()[sequence.clone()], embedding.position_offset);
-            for (position, token) in positions.zip(sequence) {
-                let out = &mut hidden[token * stride..token * stride + d];
-                embedding.word.read_f32(batch.ids()[token] as usize * d, out);
-                if let Some(table) = &embedding.position {
-                    add(table, position, out);
-                }
-                if let Some(table) = &embedding.token_type {
-                    add(table, 0, out);
-                }
-            }
-        }
-        arena.row = row;
+        self.embed_tokens(arena, embedding, batch, 0..batch.tokens());
         Ok(())
     }
 
@@ -182,32 +168,8 @@ impl Backend for Cpu {
         rotary: &Rotary,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let (heads, tokens) = (2 * arena.spec.heads, arena.tokens);
-        let qkv = arena.slot(Slot::Qkv);
         for sequence in batch.sequences() {
-            let (data, stride) = match &mut qkv.state {
-                State::F32(plane) => {
-                    let (stride, rows) = (plane.stride, plane.rows_mut(tokens));
-                    let rows = &mut rows[sequence.start * stride..sequence.end * stride];
-                    (kernels::Output::F32(rows), stride)
-                }
-                State::Bf16(plane) => {
-                    let (stride, rows) = (plane.stride, plane.rows_mut(tokens));
-                    let rows = &mut rows[sequence.start * stride..sequence.end * stride];
-                    (kernels::Output::Bf16(rows), stride)
-                }
-            };
-            self.kernels.rotary(kernels::Rotary {
-                pairs: kernels::RotaryPairs::Halves,
-                heads,
-                head_dim: rotary.head_dim,
-                rotary_dim: rotary.head_dim,
-                cos: &rotary.cos,
-                sin: &rotary.sin,
-                rows: sequence.len(),
-                data,
-                stride,
-            });
+            self.rotate(arena, rotary, 0, sequence);
         }
         Ok(())
     }
@@ -219,46 +181,22 @@ impl Backend for Cpu {
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
         let shape = attention_shape(&arena.spec);
-        let bias = match op.relative {
-            None => kernels::AttentionBias::None,
-            Some(RelativeBias { by_distance, positions }) => {
-                kernels::AttentionBias::Relative { by_distance, positions: *positions }
-            }
-        };
-        let tokens = arena.tokens;
         let (qkv, context, scratch) = arena.attention();
         for sequence in batch.sequences() {
-            let range = |stride: usize| sequence.start * stride..sequence.end * stride;
-            let (rows, qkv_stride, context_stride) = match (&qkv.state, &mut context.state) {
-                (State::F32(from), State::F32(to)) => {
-                    let (qkv_stride, stride) = (from.stride, to.stride);
-                    let qkv = &from.rows(tokens)[range(qkv_stride)];
-                    let context = &mut to.rows_mut(tokens)[range(stride)];
-                    (kernels::AttentionRows::F32 { qkv, context }, qkv_stride, stride)
-                }
-                (State::Bf16(from), State::Bf16(to)) => {
-                    let (qkv_stride, stride) = (from.stride, to.stride);
-                    let qkv = &from.rows(tokens)[range(qkv_stride)];
-                    let context = &mut to.rows_mut(tokens)[range(stride)];
-                    (kernels::AttentionRows::Bf16 { qkv, context }, qkv_stride, stride)
-                }
-                _ => unreachable!("attention keeps the format"),
-            };
-            self.kernels.attention(kernels::Attention {
-                shape,
-                tokens: sequence.len(),
-                queries: 0..sequence.len(),
-                scale: 1.0 / (shape.head_dim as f32).sqrt(),
-                window: op.window,
-                causal: false,
-                bias,
-                rows,
-                qkv_stride,
-                context_stride,
-                scratch,
-            });
+            let queries = 0..sequence.len();
+            let at = Sequence { shape, keys: sequence.clone(), queries, answers: sequence };
+            self.attend(&op, qkv, context, scratch, at);
         }
         Ok(())
+    }
+
+    fn encode(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.encode_alone_or_shared(arena, model, batch)
     }
 
     fn pool(
@@ -292,7 +230,136 @@ impl Backend for Cpu {
     }
 }
 
+/// Where one sequence's attention reads and writes.
+pub(super) struct Sequence {
+    pub(super) shape: kernels::AttentionShape,
+    /// Its rows of queries, keys and values.
+    pub(super) keys: Range<usize>,
+    /// The queries to answer, counted from its start …
+    pub(super) queries: Range<usize>,
+    /// … and the rows of context for them.
+    pub(super) answers: Range<usize>,
+}
+
 impl Cpu {
+    /// Puts the embeddings of `tokens` of the batch into the first rows of the hidden state.
+    pub(super) fn embed_tokens(
+        &self,
+        arena: &mut Arena,
+        embedding: &EmbeddingSource,
+        batch: &PackedBatch,
+        tokens: Range<usize>,
+    ) {
+        let d = arena.spec.hidden;
+        let mut row = std::mem::take(&mut arena.row);
+        let (hidden, stride) = arena.hidden();
+        let mut add = |table: &Tensor, index: usize, out: &mut [f32]| {
+            table.read_f32(index * d, &mut row);
+            self.kernels.add_scaled(out, &row, 1.0);
+        };
+        for sequence in batch.sequences() {
+            let positions = learned_rows(&batch.ids()[sequence.clone()], embedding.position_offset);
+            let places = positions.zip(sequence).filter(|(_, token)| tokens.contains(token));
+            for (position, token) in places {
+                // The table is far larger than any cache, and the next rows are known.
+                if let Some(&id) = batch.ids().get(token + AHEAD) {
+                    let bytes = d * embedding.word.dtype.size();
+                    let row = id as usize * bytes;
+                    self.kernels.prefetch(&embedding.word.bytes[row..row + bytes]);
+                }
+                let out = &mut hidden[(token - tokens.start) * stride..][..d];
+                embedding.word.read_f32(batch.ids()[token] as usize * d, out);
+                if let Some(table) = &embedding.position {
+                    add(table, position, out);
+                }
+                if let Some(table) = &embedding.token_type {
+                    add(table, 0, out);
+                }
+            }
+        }
+        arena.row = row;
+    }
+
+    /// Rotates the queries and keys of the slot's `rows`, the first of which stands at `position`.
+    pub(super) fn rotate(
+        &self,
+        arena: &mut Arena,
+        rotary: &Rotary,
+        position: usize,
+        rows: Range<usize>,
+    ) {
+        let (heads, tokens) = (2 * arena.spec.heads, arena.tokens);
+        let first = position * (rotary.head_dim / 2);
+        let (data, stride) = match &mut arena.slot(Slot::Qkv).state {
+            State::F32(plane) => {
+                let (stride, all) = (plane.stride, plane.rows_mut(tokens));
+                (kernels::Output::F32(&mut all[rows.start * stride..rows.end * stride]), stride)
+            }
+            State::Bf16(plane) => {
+                let (stride, all) = (plane.stride, plane.rows_mut(tokens));
+                (kernels::Output::Bf16(&mut all[rows.start * stride..rows.end * stride]), stride)
+            }
+        };
+        self.kernels.rotary(kernels::Rotary {
+            pairs: kernels::RotaryPairs::Halves,
+            heads,
+            head_dim: rotary.head_dim,
+            rotary_dim: rotary.head_dim,
+            cos: &rotary.cos[first..],
+            sin: &rotary.sin[first..],
+            rows: rows.len(),
+            data,
+            stride,
+        });
+    }
+
+    /// Answers some queries of one sequence.
+    pub(super) fn attend(
+        &self,
+        op: &AttentionOp<'_, Self>,
+        qkv: &Rows,
+        context: &mut Rows,
+        scratch: &mut [f32],
+        at: Sequence,
+    ) {
+        let Sequence { shape, keys, queries, answers } = at;
+        let bias = match op.relative {
+            None => kernels::AttentionBias::None,
+            Some(RelativeBias { by_distance, positions }) => {
+                kernels::AttentionBias::Relative { by_distance, positions: *positions }
+            }
+        };
+        let range = |rows: &Range<usize>, stride: usize| rows.start * stride..rows.end * stride;
+        let (rows, qkv_stride, context_stride) = match (&qkv.state, &mut context.state) {
+            (State::F32(from), State::F32(to)) => {
+                let (qkv_stride, stride) = (from.stride, to.stride);
+                let qkv = &from.rows(keys.end)[range(&keys, qkv_stride)];
+                let context = &mut to.rows_mut(answers.end)[range(&answers, stride)];
+                (kernels::AttentionRows::F32 { qkv, context }, qkv_stride, stride)
+            }
+            (State::Bf16(from), State::Bf16(to)) => {
+                let (qkv_stride, stride) = (from.stride, to.stride);
+                let qkv = &from.rows(keys.end)[range(&keys, qkv_stride)];
+                let context = &mut to.rows_mut(answers.end)[range(&answers, stride)];
+                (kernels::AttentionRows::Bf16 { qkv, context }, qkv_stride, stride)
+            }
+            _ => unreachable!("attention keeps the format"),
+        };
+        self.kernels.attention(kernels::Attention {
+            shape,
+            tokens: keys.len(),
+            queries,
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            window: op.window,
+            causal: false,
+            bias,
+            rows,
+            qkv_stride,
+            context_stride,
+            scratch,
+        });
+    }
+
     /// A slot's first rows as a linear layer reads them, and how far apart they are.
     fn operand<'a>(&self, slot: &'a mut Rows, rows: usize) -> (kernels::Input<'a>, usize) {
         match (&slot.state, &mut slot.operand) {

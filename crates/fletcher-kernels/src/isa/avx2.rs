@@ -2,9 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{Kernel, Lanes};
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
@@ -58,8 +57,10 @@ impl Lanes for Avx2 {
     // 12 sums, 2 vectors of the right operand and a broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 6;
 
-    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::avx2::TILES;
-
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: &K) {
+        unsafe { crate::dispatch::avx2::call(kernel) }
+    }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self::from_ints(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }

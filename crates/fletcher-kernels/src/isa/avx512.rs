@@ -5,10 +5,9 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{Kernel, Lanes};
 use crate::dispatch::{avx512, avx512_dot};
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const DOT: bool>(__m512);
@@ -60,8 +59,15 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
     // 28 sums, 2 vectors of the right operand and a broadcast: 31 of 32 registers.
     const TILE_ROWS: usize = 14;
 
-    const TILES: [unsafe fn(&Tile); 3] = if DOT { avx512_dot::TILES } else { avx512::TILES };
-
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: &K) {
+        unsafe {
+            match DOT {
+                true => avx512_dot::call(kernel),
+                false => avx512::call(kernel),
+            }
+        }
+    }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self::from_ints(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
@@ -181,6 +187,30 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
                 _ => _mm512_mask_cvtusepi32_storeu_epi8(to.cast(), mask(lanes), ints),
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn store_four_u8(vectors: [Self; 4], to: *mut u8) {
+        unsafe {
+            // The packs saturate, and work within each 128 bits: word i of lane l is vector i's
+            // quad l, which the permutation puts behind vector i's earlier ones.
+            let [a, b, c, d] = vectors;
+            let ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a.0), _mm512_cvtps_epi32(b.0));
+            let cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c.0), _mm512_cvtps_epi32(d.0));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
+            _mm512_storeu_si512(to.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            Self(_mm512_roundscale_ps::<NEAREST>(self.0))
+        }
+    }
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        unsafe { Self(_mm512_scalef_ps(self.0, power.0)) }
     }
     #[inline(always)]
     unsafe fn low_half(self) -> Self {

@@ -5,7 +5,6 @@
 //! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 pub(crate) mod scalar;
 
@@ -75,6 +74,13 @@ impl Isa {
     }
 }
 
+/// A part of an algorithm that is compiled by itself for each instruction set; see [`Lanes::call`].
+pub(crate) trait Kernel {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; what else, the implementation says.
+    unsafe fn run<L: Lanes>(&self);
+}
+
 /// Vectors side by side in a register tile and in a packed panel.
 pub(crate) const TILE_VECTORS: usize = 2;
 
@@ -91,8 +97,8 @@ pub(crate) trait Lanes: Copy {
     /// wide, and its sums, those vectors and one broadcast must fit the register file.
     const TILE_ROWS: usize;
 
-    /// The matrix kernels, compiled once per instruction set (see `ops/tile.rs`), by format.
-    const TILES: [unsafe fn(&Tile); 3];
+    /// Runs a kernel in a compiled function of its own, where it has all registers to itself.
+    unsafe fn call<K: Kernel>(kernel: &K);
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// The four bytes at `from`, whatever they mean, in every lane.
@@ -109,6 +115,14 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_bf16(self, to: *mut Bf16, lanes: usize);
     /// The first `lanes`, rounded to nearest even and clamped to 0..=255.
     unsafe fn store_u8(self, to: *mut u8, lanes: usize);
+    /// Four vectors side by side, as [`Self::store_u8`].
+    #[inline(always)]
+    unsafe fn store_four_u8(vectors: [Self; 4], to: *mut u8) {
+        for (i, vector) in vectors.into_iter().enumerate() {
+            // SAFETY: the caller guarantees four vectors' lanes.
+            unsafe { vector.store_u8(to.add(i * Self::WIDTH), Self::WIDTH) }
+        }
+    }
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -145,6 +159,26 @@ pub(crate) trait Lanes: Copy {
     unsafe fn dot_int8(self, a: Self, b: Self) -> Self;
     /// 32-bit integers to the nearest f32.
     unsafe fn int_to_float(self) -> Self;
+    /// The nearest integer, for values below 2^22; NaN stays NaN.
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            // 1.5 * 2^23: a number this large has no fraction.
+            let shift = Self::splat(12_582_912.0);
+            self.add(shift).sub(shift)
+        }
+    }
+    /// `self * 2^power` for a whole power of at most 127, and 0 for one below -126.
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, power: Self) -> Self {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            // 1.5 * 2^23 + 127: leaves the exponent of 2^power in the low mantissa bits.
+            let biased = Self::splat(-127.0).max(power).add(Self::splat(12_583_039.0));
+            self.mul(biased.shift_left_23())
+        }
+    }
     /// `table[self & 15]`, by the bits of each lane.
     unsafe fn lookup(self, table: &[f32; 16]) -> Self;
 }

@@ -2,9 +2,8 @@
 
 use std::arch::aarch64::*;
 
-use super::Lanes;
+use super::{Kernel, Lanes};
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Neon(float32x4_t);
@@ -31,8 +30,10 @@ impl Lanes for Neon {
     // 24 sums, 2 vectors of the right operand and broadcasts: 27 of 32 registers.
     const TILE_ROWS: usize = 12;
 
-    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::neon::TILES;
-
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: &K) {
+        unsafe { crate::dispatch::neon::call(kernel) }
+    }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self::from_bits(vdupq_n_u32(from.cast::<u32>().read_unaligned())) }

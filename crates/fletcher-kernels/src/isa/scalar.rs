@@ -2,9 +2,8 @@
 //!
 //! It has no fused multiply-add, since a software one would be a hundred times slower.
 
-use super::Lanes;
+use super::{Kernel, Lanes};
 use crate::number::Bf16;
-use crate::ops::tile::Tile;
 
 const WIDTH: usize = 4;
 
@@ -27,8 +26,11 @@ impl Lanes for Portable {
     const WIDTH: usize = WIDTH;
     const TILE_ROWS: usize = 4;
 
-    const TILES: [unsafe fn(&Tile); 3] = crate::dispatch::scalar::TILES;
-
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: &K) {
+        // SAFETY: the caller guarantees what the kernel wants.
+        unsafe { crate::dispatch::scalar::call(kernel) }
+    }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         // SAFETY: the caller guarantees four readable bytes.

@@ -28,6 +28,17 @@ pub(crate) trait Function {
     /// # Safety
     /// The CPU has the instruction set of `L`.
     unsafe fn apply<L: Lanes>(x: L) -> L;
+
+    /// The same for a result that will be rounded to bfloat16 or to a byte: it may be off by a small
+    /// part of that rounding.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`.
+    #[inline(always)]
+    unsafe fn apply_rounded<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { Self::apply(x) }
+    }
 }
 
 /// Runs `$body` with `$function` naming the activation's type.
@@ -117,6 +128,33 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
     }
 }
 
+/// `2^x` for `x` up to 127; 0 (or nearly so) far below -126.
+///
+/// Relative error below 2e-7, or below 1e-4 where the result is `rounded` to bfloat16, whose own
+/// rounding is 2e-3.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`.
+#[inline(always)]
+pub(crate) unsafe fn exp2<L: Lanes>(x: L, rounded: bool) -> L {
+    // 2^f on |f| <= 1/2.
+    const FINE: [f32; 6] =
+        [1.327_647_2e-3, 9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_47e-1, 1.000_000_1];
+    const COARSE: [f32; 4] = [5.517_166_5e-2, 2.426_111_2e-1, 6.932_61e-1, 9.999_281e-1];
+    // SAFETY: the caller's guarantee is passed on.
+    unsafe {
+        // Minus infinity has no fraction to take.
+        let x = L::splat(-160.0).max(x);
+        let whole = x.round();
+        let fraction = x.sub(whole);
+        let power = match rounded {
+            true => polynomial(fraction, COARSE),
+            false => polynomial(fraction, FINE),
+        };
+        power.times_power_of_two(whole)
+    }
+}
+
 impl Function for Identity {
     #[inline(always)]
     unsafe fn apply<L: Lanes>(x: L) -> L {
@@ -124,38 +162,121 @@ impl Function for Identity {
     }
 }
 
-/// `gelu(x) = max(x, 0) - a Q(a)` with `a = |x|` and `Q(a) = 1 - Phi(a)`, the normal tail.
+/// `gelu(x) = max(x, 0) - g(|x|)` with `g(a) = a Q(a)` and `Q` the normal tail.
 ///
-/// `-log2 Q` is so smooth that a polynomial of degree 7 gives `a Q(a)` to 3e-8 on 0..6, and
-/// beyond 6 the tail is below 6e-9. The power of two is then split like [`exp`]'s.
+/// `g` is cut into 16 pieces on 0..6, each a polynomial of degree 5 in the distance from its middle,
+/// to 2e-8; beyond 6 `g` is below 6e-9. Looking coefficients up takes the place of half of the
+/// multiplications that one polynomial for all would need.
 impl Function for GeluErf {
     #[inline(always)]
     unsafe fn apply<L: Lanes>(x: L) -> L {
-        // log2 Q(a).
-        const TAIL: [f32; 8] = [
-            3.152_014e-6,
-            2.934_543_7e-7,
-            -6.359_287_7e-4,
-            7.810_706_3e-3,
-            -5.312_380_6e-2,
-            -4.589_283_5e-1,
-            -1.151_162_9,
-            -9.999_961e-1,
-        ];
-        // 2^f on |f| <= 1/2.
-        const POWER: [f32; 6] =
-            [1.327_648_5e-3, 9.675_547e-3, 5.550_713_5e-2, 2.402_212e-1, 6.931_469e-1, 1.000_000_1];
+        const PIECES_PER_UNIT: f32 = 16.0 / 6.0;
         // SAFETY: the caller's guarantee is passed on.
         unsafe {
-            let a = L::splat(6.0).min(x.abs());
-            let log = polynomial(a, TAIL);
-            let shifted = log.add(L::splat(ROUND_TO_EXPONENT));
-            let f = log.sub(shifted.sub(L::splat(ROUND_TO_EXPONENT)));
-            let tail = polynomial(f, POWER).mul(a.mul(shifted.shift_left_23()));
-            L::splat(0.0).max(x).sub(tail)
+            // Just below 6, whose piece would be the 17th.
+            let a = L::splat(5.999_999).min(x.abs());
+            // The middle of piece n is at n.
+            let at = a.fma(L::splat(PIECES_PER_UNIT), L::splat(-0.5));
+            let piece = at.add(L::splat(ROUND));
+            let u = at.sub(piece.sub(L::splat(ROUND)));
+            let mut g = piece.lookup(&GELU_PIECES[0]);
+            for coefficients in &GELU_PIECES[1..] {
+                g = g.fma(u, piece.lookup(coefficients));
+            }
+            L::splat(0.0).max(x).sub(g)
+        }
+    }
+
+    /// With cubics in `|x|` itself, piece `n` around `n / 3`: off by at most 7e-6, where the rounding
+    /// of a bfloat16 is that large from 0.002 on.
+    #[inline(always)]
+    unsafe fn apply_rounded<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            // Just below 15.5 / 3, whose piece would be the 17th.
+            let a = L::splat(5.166).min(x.abs());
+            let piece = a.fma(L::splat(3.0), L::splat(ROUND));
+            let mut g = piece.lookup(&GELU_CUBICS[0]);
+            for coefficients in &GELU_CUBICS[1..] {
+                g = g.fma(a, piece.lookup(coefficients));
+            }
+            L::splat(0.0).max(x).sub(g)
         }
     }
 }
+
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Highest power first, each for the 16 pieces of [`GeluErf`].
+#[rustfmt::skip]
+static GELU_PIECES: [[f32; 16]; 6] = [
+    [
+        -7.912_969_2e-5, -1.713_919_6e-4, -1.347_244_1e-4, -2.800_550_8e-5,
+        5.137_297_2e-5, 6.435_134_1e-5, 3.715_690_0e-5, 8.759_196_1e-6,
+        -4.484_972_6e-6, -6.039_389_5e-6, -3.672_176_0e-6, -1.563_893_8e-6,
+        -5.148_288_0e-7, -1.364_250_6e-7, -2.972_821_5e-8, -5.396_297_2e-9,
+    ],
+    [
+        1.203_707_7e-3, 5.273_560_0e-4, -2.866_867_0e-4, -7.005_471_3e-4,
+        -6.164_595_3e-4, -3.019_101_9e-4, -4.064_936_7e-5, 6.919_066_8e-5,
+        7.344_818_0e-5, 4.405_527_6e-5, 1.935_868_6e-5, 6.706_835_4e-6,
+        1.892_494_7e-6, 4.427_058_1e-7, 8.679_585_8e-8, 1.436_667_9e-8,
+    ],
+    [
+        2.561_084_2e-3, 6.201_871_2e-3, 6.611_045_0e-3, 4.429_108_9e-3,
+        1.641_919_4e-3, -2.188_029_8e-4, -8.506_578_7e-4, -7.387_344_4e-4,
+        -4.282_190_6e-4, -1.904_617_2e-4, -6.827_813_2e-5, -2.020_187_1e-5,
+        -5.000_382_8e-6, -1.044_291_8e-6, -1.850_806_4e-7, -2.795_221_8e-8,
+    ],
+    [
+        -5.415_388_9e-2, -4.031_544_6e-2, -2.026_486_4e-2, -3.288_316_1e-3,
+        5.725_076_9e-3, 7.536_320_5e-3, 5.668_245_3e-3, 3.176_070_1e-3,
+        1.423_645_4e-3, 5.260_975_5e-4, 1.628_287_9e-4, 4.260_564_0e-5,
+        9.482_184_4e-6, 1.802_465_4e-6, 2.935_263_4e-7, 4.104_134_3e-8,
+    ],
+    [
+        1.320_510_1e-1, 3.574_442_1e-2, -2.503_352_4e-2, -4.747_605_7e-2,
+        -4.363_131_5e-2, -2.943_743_6e-2, -1.592_204_4e-2, -7.138_846_9e-3,
+        -2.696_719_3e-3, -8.660_820_9e-4, -2.378_017_4e-4, -5.602_630_3e-5,
+        -1.135_505_0e-5, -1.983_346_2e-6, -2.989_581_3e-7, -3.892_926_9e-8,
+    ],
+    [
+        7.980_642_5e-2, 1.613_743_3e-1, 1.633_600_4e-1, 1.242_619_2e-1,
+        7.720_924_9e-2, 4.038_391_3e-2, 1.802_435_1e-2, 6.912_845_2e-3,
+        2.287_165_5e-3, 6.543_243_1e-4, 1.620_971_0e-4, 3.480_607_1e-5,
+        6.481_989_2e-6, 1.047_432_0e-6, 1.469_070_4e-7, 1.788_778_4e-8,
+    ],
+];
+
+/// Highest power first, each for the 16 pieces of [`GeluErf`] where the result is rounded.
+#[rustfmt::skip]
+static GELU_CUBICS: [[f32; 16]; 4] = [
+    [
+        2.199_681_7e-2, 8.080_397_5e-2, 1.252_244_9e-1, 1.203_158_7e-1,
+        8.086_962_3e-2, 3.404_936_2e-2, 3.733_459_5e-4, -1.446_989_2e-2,
+        -1.565_541_7e-2, -1.107_913_1e-2, -6.127_025_5e-3, -2.802_975_5e-3,
+        -1.088_885_2e-3, -3.644_353_7e-4, -1.060_289_1e-4, -2.697_706_8e-5,
+    ],
+    [
+        -4.012_241_7e-1, -4.358_139_9e-1, -4.985_081_0e-1, -4.824_878_3e-1,
+        -3.427_000_0e-1, -1.324_487_0e-1, 5.125_084_9e-2, 1.463_124_2e-1,
+        1.544_281_8e-1, 1.153_359_0e-1, 6.838_477_4e-2, 3.363_142_2e-2,
+        1.402_646_1e-2, 5.026_363_3e-3, 1.560_873_9e-3, 4.225_446_3e-4,
+    ],
+    [
+        5.000_758_2e-1, 5.072_616_9e-1, 5.372_476_6e-1, 5.207_187_5e-1,
+        3.550_942_5e-1, 3.974_355_0e-2, -2.947_188_0e-1, -4.978_211_8e-1,
+        -5.161_946_4e-1, -4.048_245_0e-1, -2.563_758_5e-1, -1.352_149_1e-1,
+        -6.044_868_4e-2, -2.316_914_5e-2, -7.674_123_6e-3, -2.209_304_1e-3,
+    ],
+    [
+        -3.939_690_0e-7, -5.139_496_1e-4, -5.382_519_7e-3, 1.103_703_5e-4,
+        6.571_288_4e-2, 2.236_915_4e-1, 4.269_494_4e-1, 5.717_170_8e-1,
+        5.854_502_3e-1, 4.796_362_5e-1, 3.231_121_3e-1, 1.822_589_0e-1,
+        8.718_661_2e-2, 3.570_172_2e-2, 1.260_302_4e-2, 3.856_469_4e-3,
+    ],
+];
 
 /// `x/2 (1 + tanh(y)) = x / (1 + exp(-2y))` with `y = sqrt(2/pi) (x + 0.044715 x^3)`.
 impl Function for GeluTanh {

@@ -10,12 +10,13 @@
 //! two columns of a key, or one column of two neighbouring keys' values, and the probabilities
 //! are rounded to bfloat16; scores, softmax and sums stay in single precision.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::buffer::row_stride;
-use crate::isa::{Lanes, TILE_VECTORS};
+use crate::isa::{Kernel, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format};
-use crate::ops::activation::exp;
+use crate::ops::activation::exp2;
 use crate::ops::gemm::check_rows;
 use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
 
@@ -402,67 +403,104 @@ unsafe fn attend<L: Lanes, E: Element>(
             let start = seen.start / per_word * per_word;
             let seen = start..seen.end.next_multiple_of(per_word);
             let mut sums = [0.0; 16];
-            for (row, sum) in sums.iter_mut().enumerate().take(rows) {
-                let scores = head.scores.add(row * stride);
-                *sum = softmax::<L, E>(a, query_head, query + row, scores);
-                let own = a.keys(query + row);
-                let probabilities = scores.cast::<E>();
-                probabilities.add(seen.start).write_bytes(0, own.start - seen.start);
-                probabilities.add(own.end).write_bytes(0, seen.end - own.end);
-            }
+            let softmax = Softmax::<E> {
+                attention: a,
+                head: query_head,
+                query,
+                rows,
+                seen: seen.clone(),
+                scores: head.scores,
+                stride,
+                sums: sums.as_mut_ptr(),
+                element: PhantomData,
+            };
+            L::call(&softmax);
             let to = context.add((query - a.queries.start) * a.context_stride);
-            weigh::<L, E>(a, head, Weights { rows, seen, sums }, to);
+            L::call(&Weigh { attention: a, head, rows, seen, sums, to });
         }
         query += rows;
     }
 }
 
-/// Turns a row of raw scores into unnormalised probabilities and returns their sum. Narrower
-/// probabilities take the place of the scores from the row's start on: none is written before the
-/// score there has been read.
+/// Turns a tile's raw scores into unnormalised probabilities and their sums. Narrower probabilities
+/// take the place of the scores from each row's start on: none is written before the score there
+/// has been read.
 ///
-/// # Safety
-/// The CPU has the instruction set of `L`; `scores` has room for all keys and a vector more.
-#[inline(always)]
-unsafe fn softmax<L: Lanes, E: Element>(
-    a: &Attention<'_>,
+/// All rows go through each step together, because a row's greatest score and its sum end in a chain
+/// of single steps, which others' fill.
+struct Softmax<'a, E> {
+    attention: &'a Attention<'a>,
     head: usize,
+    /// The first row's.
     query: usize,
+    rows: usize,
+    /// Keys that any of the queries sees, in whole words.
+    seen: Range<usize>,
+    /// Rows with room for all keys and a vector more …
     scores: *mut f32,
-) -> f32 {
-    let keys = a.keys(query);
-    // SAFETY: every vector starts inside the keys, so it ends inside the row's spare vector.
-    unsafe {
-        // Vectors may pass the end: what they find there must not count.
-        let nothing = L::splat(f32::NEG_INFINITY);
-        nothing.store(scores.add(keys.end));
-        let scale = match add_bias::<L>(a, head, query, scores) {
-            true => 1.0,
-            false => a.scale,
-        };
-        let (mut greatest, mut at) = (nothing, keys.start);
-        while at < keys.end {
-            greatest = L::load(scores.add(at)).max(greatest);
-            at += L::WIDTH;
+    /// … that are this many words apart.
+    stride: usize,
+    /// Written: one sum per row.
+    sums: *mut f32,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Softmax<'_, E> {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; the pointers lead to what the fields say.
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let a = self.attention;
+        let (mut scales, mut shifts) = ([0.0; 16], [0.0; 16]);
+        // SAFETY: every vector starts inside the keys, so it ends inside the row's spare vector.
+        unsafe {
+            for row in 0..self.rows {
+                let (keys, scores) = (a.keys(self.query + row), self.scores.add(row * self.stride));
+                // Vectors may pass the end: what they find there must not count.
+                let nothing = L::splat(f32::NEG_INFINITY);
+                nothing.store(scores.add(keys.end));
+                let scale = match add_bias::<L>(a, self.head, self.query + row, scores) {
+                    true => 1.0,
+                    false => a.scale,
+                };
+                let (mut greatest, mut at) = (nothing, keys.start);
+                while at < keys.end {
+                    greatest = L::load(scores.add(at)).max(greatest);
+                    at += L::WIDTH;
+                }
+                // Scale and shift in one step: exp(scale * score - scale * max), as a power of two.
+                scales[row] = scale * std::f32::consts::LOG2_E;
+                shifts[row] = -scales[row] * greatest.greatest();
+            }
+            for row in 0..self.rows {
+                let (keys, scores) = (a.keys(self.query + row), self.scores.add(row * self.stride));
+                let (scale, shift) = (L::splat(scales[row]), L::splat(shifts[row]));
+                let (mut total, mut at) = (L::splat(0.0), keys.start);
+                while at < keys.end {
+                    let exponent = L::load(scores.add(at)).fma(scale, shift);
+                    let probability = exp2(exponent, E::FORMAT != Format::F32);
+                    E::write(probability, scores.cast::<E>().add(at), L::WIDTH);
+                    total = total.add(probability);
+                    at += L::WIDTH;
+                }
+                *self.sums.add(row) = total.sum();
+                let probabilities = scores.cast::<E>();
+                let (before, behind) = (keys.start - self.seen.start, self.seen.end - keys.end);
+                if before > 0 {
+                    probabilities.add(self.seen.start).write_bytes(0, before);
+                }
+                if behind > 0 {
+                    probabilities.add(keys.end).write_bytes(0, behind);
+                }
+            }
         }
-        // Scale and shift in one step: exp(scale * score - scale * max).
-        let shift = L::splat(-scale * greatest.greatest());
-        let scale = L::splat(scale);
-        let (mut total, mut at) = (L::splat(0.0), keys.start);
-        while at < keys.end {
-            let probability = exp(L::load(scores.add(at)).fma(scale, shift));
-            E::write(probability, scores.cast::<E>().add(at), L::WIDTH);
-            total = total.add(probability);
-            at += L::WIDTH;
-        }
-        total.sum()
     }
 }
 
 /// Scales a row of scores and adds its bias; returns whether there was one to add.
 ///
 /// # Safety
-/// As [`softmax`].
+/// As [`Softmax`]; `scores` is the query's row.
 #[inline(always)]
 unsafe fn add_bias<L: Lanes>(
     a: &Attention<'_>,
@@ -503,60 +541,61 @@ unsafe fn add_bias<L: Lanes>(
     true
 }
 
-/// A tile's probabilities.
-struct Weights {
+/// Stores the values weighted by a tile's probabilities.
+struct Weigh<'a, E> {
+    attention: &'a Attention<'a>,
+    head: &'a Head<'a>,
     rows: usize,
     /// Keys that any of the queries sees, in whole words.
     seen: Range<usize>,
     /// Sum of each row's probabilities.
     sums: [f32; 16],
+    /// The head's columns of the tile's first row of context.
+    to: *mut E,
 }
 
-/// Stores the values weighted by a tile's probabilities.
-///
-/// # Safety
-/// The CPU has the instruction set of `L`; the head's values are packed, the tile's probabilities
-/// are in the scratch, and `to` leads to the head's columns of the tile's first row of context.
-#[inline(always)]
-unsafe fn weigh<L: Lanes, E: Element>(
-    a: &Attention<'_>,
-    head: &Head<'_>,
-    weights: Weights,
-    to: *mut E,
-) {
-    let panel = L::WIDTH * TILE_VECTORS;
-    let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
-    let per_word = E::FORMAT.per_word();
-    let (start, words) = (weights.seen.start / per_word, weights.seen.len() / per_word);
-    let mut sums = Sums([0.0; MAX_SUMS]);
-    let mut first = 0;
-    while first < dim {
-        // SAFETY: the seen keys' probabilities and values exist; columns first.. are inside the
-        // head, and partial stores keep to it.
-        unsafe {
-            let product = Tile {
-                rows: weights.rows,
-                vectors: (columns - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
-                k: words,
-                a: head.scores.add(start).cast(),
-                a_stride: head.layout.score_stride * size_of::<f32>(),
-                b: head.values.add(start * columns + first),
-                b_stride: columns,
-                out: sums.0.as_mut_ptr(),
-                out_stride: panel,
-            };
-            tile::run::<L>(E::FORMAT, &product);
-            for row in 0..weights.rows {
-                let factor = L::splat(1.0 / weights.sums[row]);
-                let to = to.add(row * a.context_stride);
-                let mut at = first;
-                while at < dim.min(first + panel) {
-                    let value = L::load(sums.0.as_ptr().add(row * panel + at - first));
-                    E::write(value.mul(factor), to.add(at), L::WIDTH.min(dim - at));
-                    at += L::WIDTH;
+impl<E: Element> Kernel for Weigh<'_, E> {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; the head's values are packed, and the tile's
+    /// probabilities are in the scratch.
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let (a, head) = (self.attention, self.head);
+        let panel = L::WIDTH * TILE_VECTORS;
+        let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
+        let per_word = E::FORMAT.per_word();
+        let (start, words) = (self.seen.start / per_word, self.seen.len() / per_word);
+        let factors = self.sums.map(|sum| 1.0 / sum);
+        let mut sums = Sums([0.0; MAX_SUMS]);
+        let mut first = 0;
+        while first < dim {
+            // SAFETY: the seen keys' probabilities and values exist; columns first.. are inside the
+            // head, and partial stores keep to it.
+            unsafe {
+                let product = Tile {
+                    rows: self.rows,
+                    vectors: (columns - first).div_ceil(L::WIDTH).min(TILE_VECTORS),
+                    k: words,
+                    a: head.scores.add(start).cast(),
+                    a_stride: head.layout.score_stride * size_of::<f32>(),
+                    b: head.values.add(start * columns + first),
+                    b_stride: columns,
+                    out: sums.0.as_mut_ptr(),
+                    out_stride: panel,
+                };
+                tile::run::<L>(E::FORMAT, &product);
+                for (row, factor) in factors.iter().enumerate().take(self.rows) {
+                    let factor = L::splat(*factor);
+                    let to = self.to.add(row * a.context_stride);
+                    let mut at = first;
+                    while at < dim.min(first + panel) {
+                        let value = L::load(sums.0.as_ptr().add(row * panel + at - first));
+                        E::write(value.mul(factor), to.add(at), L::WIDTH.min(dim - at));
+                        at += L::WIDTH;
+                    }
                 }
             }
+            first += panel;
         }
-        first += panel;
     }
 }

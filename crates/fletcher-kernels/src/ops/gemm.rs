@@ -15,8 +15,10 @@
 //! its own step and zero. Sums are exact integers, so `step * step * (sum - zero * sum of weights)`
 //! is the product of the rounded operands to f32's precision.
 
+use std::marker::PhantomData;
+
 use crate::buffer::AlignedBuffer;
-use crate::isa::{Isa, Lanes, TILE_VECTORS};
+use crate::isa::{Isa, Kernel, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::activation::{Activation, Function, with_function};
 use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
@@ -372,12 +374,12 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
         // SAFETY: the caller's guarantees are passed on.
         unsafe {
             match epilogue {
-                Epilogue::Accumulate => self.accumulate::<L>(),
+                Epilogue::Accumulate => L::call(&Accumulate(self)),
                 Epilogue::Activate(activation) => {
-                    with_function!(activation, F => self.activate::<L, F>());
+                    with_function!(activation, F => L::call(&Activate::<E, F, BYTES>(self, PhantomData)));
                 }
                 Epilogue::Gate(activation) => {
-                    with_function!(activation, F => self.gate::<L, F>());
+                    with_function!(activation, F => L::call(&Gate::<E, F, BYTES>(self, PhantomData)));
                 }
             }
         }
@@ -402,64 +404,112 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
         }
     }
 
-    /// # Safety
-    /// As [`Self::run`].
-    #[inline(always)]
-    unsafe fn activate<L: Lanes, F: Function>(&self) {
-        for row in 0..self.rows {
-            let mut column = 0;
-            while column < self.columns {
-                // SAFETY: row < rows and column < columns; put keeps to the columns.
-                unsafe {
-                    let value = F::apply(self.sum::<L>(row, column));
-                    self.put(value, row, column);
-                }
-                column += L::WIDTH;
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::run`].
-    #[inline(always)]
-    unsafe fn accumulate<L: Lanes>(&self) {
-        for row in 0..self.rows {
-            let mut column = 0;
-            while column < self.columns {
-                // SAFETY: row < rows and column < columns; partial accesses keep to the columns.
-                unsafe {
-                    let y = self.y.add(row * self.stride + column);
-                    let old: L = E::read(y, (self.columns - column).min(L::WIDTH));
-                    self.put(old.add(self.sum(row, column)), row, column);
-                }
-                column += L::WIDTH;
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::run`], for a panel of gates and values.
-    #[inline(always)]
-    unsafe fn gate<L: Lanes, F: Function>(&self) {
-        for row in 0..self.rows {
-            // SAFETY: row < rows; the panel's second vector holds the values.
-            unsafe {
-                let gate = F::apply(self.sum::<L>(row, 0));
-                self.put(gate.mul(self.sum(row, L::WIDTH)), row, 0);
-            }
-        }
-    }
-
-    /// Stores the vector that starts at `column`, as far as the columns go.
+    /// Runs `put` for every vector of outputs.
     ///
     /// # Safety
-    /// As [`Self::run`]; `row < rows` and `column < columns`.
+    /// As [`Self::run`].
     #[inline(always)]
-    unsafe fn put<L: Lanes>(&self, value: L, row: usize, column: usize) {
-        // SAFETY: a store that would pass the last column is partial.
+    unsafe fn each<L: Lanes, P: Put<E>>(&self, put: &P) {
+        // SAFETY: row < rows and column < columns.
         unsafe {
-            let y = self.y.add(row * self.stride + column);
-            E::write(value, y, (self.columns - column).min(L::WIDTH));
+            if self.columns == TILE_VECTORS * L::WIDTH {
+                for row in 0..self.rows {
+                    for column in (0..TILE_VECTORS).map(|v| v * L::WIDTH) {
+                        let y = self.y.add(row * self.stride + column);
+                        put.put::<L>(y, L::WIDTH, (row, column));
+                    }
+                }
+                return;
+            }
+            for row in 0..self.rows {
+                for column in (0..self.columns).step_by(L::WIDTH) {
+                    let lanes = (self.columns - column).min(L::WIDTH);
+                    put.put::<L>(self.y.add(row * self.stride + column), lanes, (row, column));
+                }
+            }
+        }
+    }
+}
+
+/// What an epilogue does with one vector of outputs.
+trait Put<E> {
+    /// # Safety
+    /// The CPU has the instruction set of `L`; `y` leads to `lanes` outputs, those of the row and
+    /// from the column on.
+    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, at: (usize, usize));
+}
+
+/// [`Epilogue::Activate`].
+struct Activate<'a, E, F, const BYTES: bool>(&'a Store<E, BYTES>, PhantomData<F>);
+/// [`Epilogue::Accumulate`].
+struct Accumulate<'a, E, const BYTES: bool>(&'a Store<E, BYTES>);
+/// [`Epilogue::Gate`], for a panel of gates and values.
+struct Gate<'a, E, F, const BYTES: bool>(&'a Store<E, BYTES>, PhantomData<F>);
+
+impl<E: Element, F: Function, const BYTES: bool> Kernel for Activate<'_, E, F, BYTES> {
+    /// # Safety
+    /// As [`Store::run`].
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { self.0.each::<L, _>(self) }
+    }
+}
+
+impl<E: Element, F: Function, const BYTES: bool> Put<E> for Activate<'_, E, F, BYTES> {
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            let sum = self.0.sum::<L>(row, column);
+            let value = match E::FORMAT {
+                Format::F32 => F::apply(sum),
+                _ => F::apply_rounded(sum),
+            };
+            E::write(value, y, lanes);
+        }
+    }
+}
+
+impl<E: Element, const BYTES: bool> Kernel for Accumulate<'_, E, BYTES> {
+    /// # Safety
+    /// As [`Store::run`].
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { self.0.each::<L, _>(self) }
+    }
+}
+
+impl<E: Element, const BYTES: bool> Put<E> for Accumulate<'_, E, BYTES> {
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            let old: L = E::read(y, lanes);
+            E::write(old.add(self.0.sum(row, column)), y, lanes);
+        }
+    }
+}
+
+impl<E: Element, F: Function, const BYTES: bool> Kernel for Gate<'_, E, F, BYTES> {
+    /// # Safety
+    /// As [`Store::run`].
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let store = self.0;
+        for row in 0..store.rows {
+            // SAFETY: row < rows; the panel's second vector holds the values, and at most a vector
+            // of outputs exists.
+            unsafe {
+                let gate: L = store.sum(row, 0);
+                let gate = match E::FORMAT {
+                    Format::F32 => F::apply(gate),
+                    _ => F::apply_rounded(gate),
+                };
+                let y = store.y.add(row * store.stride);
+                E::write(gate.mul(store.sum(row, L::WIDTH)), y, store.columns);
+            }
         }
     }
 }

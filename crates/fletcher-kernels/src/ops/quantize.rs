@@ -47,6 +47,10 @@ impl Quantize<'_> {
     }
 }
 
+/// Rows whose ranges are looked for together: the end of each search is a chain of single steps,
+/// which others' fill.
+const GROUP: usize = 8;
+
 /// Quantises rows.
 ///
 /// # Safety
@@ -66,19 +70,34 @@ pub(crate) unsafe fn quantize<L: Lanes>(q: &mut Quantize<'_>) {
 /// As [`quantize`]; `x` is the first element.
 #[inline(always)]
 unsafe fn rows<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
-    for row in 0..q.rows {
+    for first in (0..q.rows).step_by(GROUP) {
+        let group = first..q.rows.min(first + GROUP);
         // SAFETY: check has established the columns of each row, and the scales.
         unsafe {
-            let x = x.add(row * q.x_stride);
-            let RowScale { scale, zero } = range::<L, E>(x, q.columns);
-            q.scales[row] = RowScale { scale, zero };
-            let (factor, zero) = (L::splat(1.0 / scale), L::splat(zero));
-            let bytes = q.bytes.as_mut_ptr().add(row * q.stride);
-            let mut at = 0;
-            while at < q.columns {
-                let lanes = L::WIDTH.min(q.columns - at);
-                E::read::<L>(x.add(at), lanes).fma(factor, zero).store_u8(bytes.add(at), lanes);
-                at += lanes;
+            for row in group.clone() {
+                q.scales[row] = range::<L, E>(x.add(row * q.x_stride), q.columns);
+            }
+            for row in group {
+                let x = x.add(row * q.x_stride);
+                let RowScale { scale, zero } = q.scales[row];
+                let (factor, zero) = (L::splat(1.0 / scale), L::splat(zero));
+                let bytes = q.bytes.as_mut_ptr().add(row * q.stride);
+                let mut at = 0;
+                while at + 4 * L::WIDTH <= q.columns {
+                    let mut four = [zero; 4];
+                    for (i, value) in four.iter_mut().enumerate() {
+                        let x: L = E::read(x.add(at + i * L::WIDTH), L::WIDTH);
+                        *value = x.fma(factor, zero);
+                    }
+                    L::store_four_u8(four, bytes.add(at));
+                    at += 4 * L::WIDTH;
+                }
+                while at < q.columns {
+                    let lanes = L::WIDTH.min(q.columns - at);
+                    let x: L = E::read(x.add(at), lanes);
+                    x.fma(factor, zero).store_u8(bytes.add(at), lanes);
+                    at += lanes;
+                }
             }
         }
     }
@@ -93,21 +112,27 @@ unsafe fn range<L: Lanes, E: Element>(x: *const E, columns: usize) -> RowScale {
     // SAFETY: lanes at..at+lanes are inside the row; missing lanes are 0, which is in every range.
     unsafe {
         let zero = L::splat(0.0);
-        let (mut low, mut high, mut total, mut at) = (zero, zero, zero, 0);
+        let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], [zero; 2]);
+        let mut at = 0;
         while at < columns {
-            let lanes = L::WIDTH.min(columns - at);
-            let values: L = E::read(x.add(at), lanes);
-            low = low.min(values);
-            high = high.max(values);
-            // Infinity minus itself and NaN are NaN: what min and max may pass over shows here.
-            total = total.add(values.sub(values));
-            at += lanes;
+            for chain in 0..2 {
+                if at >= columns {
+                    break;
+                }
+                let lanes = L::WIDTH.min(columns - at);
+                let values: L = E::read(x.add(at), lanes);
+                low[chain] = low[chain].min(values);
+                high[chain] = high[chain].max(values);
+                // What min and max may pass over shows here: NaN and infinity stay in a sum.
+                total[chain] = total[chain].add(values);
+                at += lanes;
+            }
         }
-        let low = zero.sub(low).greatest();
-        let span = high.greatest() + low;
-        if total.sum().is_nan() {
+        if !total[0].add(total[1]).sum().is_finite() {
             return RowScale { scale: f32::NAN, zero: 0.0 };
         }
+        let low = zero.sub(low[0].min(low[1])).greatest();
+        let span = high[0].max(high[1]).greatest() + low;
         // A row of zeros, or of numbers too small for a step, is a row of zeros.
         let scale = if span / 255.0 > f32::MIN_POSITIVE { span / 255.0 } else { 1.0 };
         RowScale { scale, zero: (low / scale).round_ties_even() }

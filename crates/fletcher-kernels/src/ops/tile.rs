@@ -6,7 +6,7 @@
 //! Both operands are read in 32-bit words, one f32, two bf16 or four bytes; a word of the left one
 //! is broadcast and meets the words of all columns of the right one.
 
-use crate::isa::{Lanes, TILE_VECTORS};
+use crate::isa::{Kernel, Lanes, TILE_VECTORS};
 use crate::number::Format;
 
 /// Sums of the largest tile of any instruction set: 14 rows of 32 columns.
@@ -102,38 +102,48 @@ impl Product for Quads {
     }
 }
 
-/// Runs a tile in its own compiled function.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-pub(crate) unsafe fn run<L: Lanes>(format: Format, tile: &Tile) {
-    // SAFETY: the caller's guarantees are passed on.
-    unsafe { (L::TILES[format as usize])(tile) }
-}
-
 /// Runs a tile.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`, and the three operands have the rows and columns that
 /// the fields name.
 #[inline(always)]
-pub(crate) unsafe fn multiply<L: Lanes, P: Product>(tile: &Tile) {
-    macro_rules! by_height {
-        ($($rows:literal)*) => {
-            match tile.rows {
-                // A height beyond the instruction set's tile compiles to nothing.
-                $($rows if $rows <= L::TILE_ROWS => fixed::<L, P, $rows>(tile),)*
-                rows => unreachable!("a tile of {rows} rows"),
-            }
-        };
-    }
+pub(crate) unsafe fn run<L: Lanes>(format: Format, tile: &Tile) {
     // SAFETY: the caller's guarantees are passed on.
-    unsafe { by_height!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe {
+        match format {
+            Format::F32 => L::call(&Multiply(tile, Singles)),
+            Format::Bf16 => L::call(&Multiply(tile, Pairs)),
+            Format::Int8 => L::call(&Multiply(tile, Quads)),
+        }
+    }
+}
+
+/// A tile in a format.
+struct Multiply<'a, P>(&'a Tile, P);
+
+impl<P: Product> Kernel for Multiply<'_, P> {
+    /// # Safety
+    /// As [`run`].
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let tile = self.0;
+        macro_rules! by_height {
+            ($($rows:literal)*) => {
+                match tile.rows {
+                    // A height beyond the instruction set's tile compiles to nothing.
+                    $($rows if $rows <= L::TILE_ROWS => fixed::<L, P, $rows>(tile),)*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { by_height!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    }
 }
 
 /// # Safety
-/// As [`multiply`], and `tile.rows` is `ROWS`.
+/// As [`run`], and `tile.rows` is `ROWS`.
 #[inline(always)]
 unsafe fn fixed<L: Lanes, P: Product, const ROWS: usize>(tile: &Tile) {
     // SAFETY: the caller's guarantees are passed on.

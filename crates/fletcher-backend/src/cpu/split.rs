@@ -1,0 +1,209 @@
+//! One text on all cores: its tokens are shared out, so that latency, too, uses the whole machine.
+//!
+//! Every operation but attention looks at one token, so each member of the team takes its part of the
+//! tokens through the network in an arena of its own. For attention it publishes its queries, keys and
+//! values, the team meets, and each member answers its own queries: one meeting a layer, because two
+//! buffers take turns. A token is computed as it would be alone, to the bit: no sum is split.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, RwLock};
+
+use fletcher_core::backend::{
+    AttentionOp, Backend, BackendError, Epilogue, LinearOp, NormOp, Slot,
+};
+use fletcher_core::encoder::{EncoderWeights, LayerWeights};
+use fletcher_core::pack::PackedBatch;
+use fletcher_kernels::Barrier;
+
+use super::Cpu;
+use super::arena::{Arena, Rows, State, attention_shape};
+use super::ops::Sequence;
+
+/// A member with fewer tokens would keep the multipliers waiting for each other.
+const MEMBER_TOKENS: usize = 4;
+/// More members would meet for longer than they compute.
+const MEMBERS_MAX: usize = 16;
+
+/// What the members of the team compute in.
+#[derive(Debug)]
+pub(super) struct Shares {
+    arenas: Vec<Mutex<Arena>>,
+    /// Queries, keys and values of the whole text; layers take turns.
+    qkv: [RwLock<Rows>; 2],
+}
+
+impl Cpu {
+    /// [`Backend::encode`]: alone on this thread, or with the team for one text while nothing else
+    /// is going on.
+    pub(super) fn encode_alone_or_shared(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        let others = self.active.fetch_add(1, Ordering::Relaxed);
+        let members = self.team.members().min(MEMBERS_MAX).min(batch.tokens() / MEMBER_TOKENS);
+        let shared = match batch.rows() == 1 && members > 1 && others == 0 {
+            true => self.encode_shared(arena, model, batch, members),
+            false => Ok(false),
+        };
+        let result = match shared {
+            Ok(true) => Ok(()),
+            Ok(false) => self.encode_alone(arena, model, batch),
+            Err(error) => Err(error),
+        };
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn encode_alone(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.embed(arena, &model.embedding, batch)?;
+        self.norm(arena, in_place(&model.embedding_norm))?;
+        for layer in &model.layers {
+            self.layer(arena, model, layer, batch)?;
+        }
+        match &model.final_norm {
+            Some(norm) => self.norm(arena, in_place(norm)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether the team was free.
+    fn encode_shared(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+        members: usize,
+    ) -> Result<bool, BackendError> {
+        let mut shares = match arena.shares.take() {
+            Some(shares) => shares,
+            None => Box::new(self.shares(arena)?),
+        };
+        let tokens = batch.tokens();
+        let share = |member: usize| tokens * member / members..tokens * (member + 1) / members;
+        let barrier = Barrier::new(members);
+        let failed: Mutex<Result<(), BackendError>> = Mutex::new(Ok(()));
+        let ran = self.team.try_run(members, &|member| {
+            let _guard = barrier.guard();
+            // Its own alone; poisoned only when an earlier call panicked, which left plain numbers.
+            let mut own = shares.arenas[member].lock().unwrap_or_else(|e| e.into_inner());
+            let part = Part { model, batch, tokens: share(member), qkv: &shares.qkv };
+            if let Err(error) = self.encode_part(&mut own, &part, &barrier) {
+                *failed.lock().unwrap_or_else(|e| e.into_inner()) = Err(error);
+            }
+        });
+        failed.into_inner().unwrap_or_else(|e| e.into_inner())?;
+        if ran {
+            arena.tokens = tokens;
+            let (hidden, stride) = arena.hidden();
+            for (member, own) in shares.arenas.iter_mut().enumerate().take(members) {
+                let own = own.get_mut().unwrap_or_else(|e| e.into_inner());
+                let rows = share(member);
+                hidden[rows.start * stride..rows.end * stride].copy_from_slice(own.hidden().0);
+            }
+        }
+        arena.shares = Some(shares);
+        Ok(ran)
+    }
+
+    fn shares(&self, arena: &Arena) -> Result<Shares, BackendError> {
+        let (spec, max_tokens) = (&arena.spec, arena.max_tokens);
+        let qkv = || Ok(RwLock::new(Rows::new(self.format, spec, Slot::Qkv, max_tokens)?));
+        // Any number of members from two on may share a text, so each must hold half of one.
+        let own = max_tokens.div_ceil(2);
+        let arenas = (0..self.team.members().min(MEMBERS_MAX)).map(|_| {
+            Ok(Mutex::new(Arena::new(&self.kernels, self.format, spec, own, max_tokens)?))
+        });
+        Ok(Shares { arenas: arenas.collect::<Result<_, BackendError>>()?, qkv: [qkv()?, qkv()?] })
+    }
+
+    /// One member's tokens through all layers. A member that fails still comes to every meeting.
+    fn encode_part(
+        &self,
+        own: &mut Arena,
+        part: &Part<'_>,
+        barrier: &Barrier,
+    ) -> Result<(), BackendError> {
+        let model = part.model;
+        own.tokens = part.tokens.len();
+        self.embed_tokens(own, &model.embedding, part.batch, part.tokens.clone());
+        let mut result = self.norm(own, in_place(&model.embedding_norm));
+        for (index, layer) in model.layers.iter().enumerate() {
+            let qkv = &part.qkv[index % 2];
+            result = result.and_then(|()| self.publish(own, part, layer, qkv));
+            barrier.wait();
+            result = result.and_then(|()| self.answer(own, part, layer, qkv));
+        }
+        result?;
+        match &model.final_norm {
+            Some(norm) => self.norm(own, in_place(norm)),
+            None => Ok(()),
+        }
+    }
+
+    /// The member's queries, keys and values, for all to see.
+    fn publish(
+        &self,
+        own: &mut Arena,
+        part: &Part<'_>,
+        layer: &LayerWeights<Self>,
+        qkv: &RwLock<Rows>,
+    ) -> Result<(), BackendError> {
+        let input = self.pre_norm(own, part.model, layer.attention_norm.as_ref())?;
+        let (weight, output, epilogue) = (&layer.qkv, Slot::Qkv, Epilogue::Store);
+        self.linear(own, LinearOp { weight, input, output, epilogue })?;
+        if let Some(rotary) = &layer.rotary {
+            self.rotate(own, rotary, part.tokens.start, 0..part.tokens.len());
+        }
+        let mut all = qkv.write().unwrap_or_else(|e| e.into_inner());
+        match (&own.slot(Slot::Qkv).state, &mut all.state) {
+            (State::F32(from), State::F32(to)) => to.copy_rows(part.tokens.clone(), from),
+            (State::Bf16(from), State::Bf16(to)) => to.copy_rows(part.tokens.clone(), from),
+            _ => unreachable!("a slot has one format"),
+        }
+        Ok(())
+    }
+
+    /// What follows from all keys and values for the member's queries: the rest of the layer.
+    fn answer(
+        &self,
+        own: &mut Arena,
+        part: &Part<'_>,
+        layer: &LayerWeights<Self>,
+        qkv: &RwLock<Rows>,
+    ) -> Result<(), BackendError> {
+        let op = AttentionOp { relative: part.model.relative_bias.as_ref(), window: layer.window };
+        let shape = attention_shape(&own.spec);
+        let (keys, queries) = (0..part.batch.tokens(), part.tokens.clone());
+        let answers = 0..queries.len();
+        let all = qkv.read().unwrap_or_else(|e| e.into_inner());
+        let (_, context, scratch) = own.attention();
+        self.attend(&op, &all, context, scratch, Sequence { shape, keys, queries, answers });
+        drop(all);
+        let (weight, input, output) = (&layer.attention_out, Slot::Context, Slot::Hidden);
+        self.linear(own, LinearOp { weight, input, output, epilogue: Epilogue::Accumulate })?;
+        self.post_norm(own, part.model, layer.attention_norm.as_ref())?;
+        self.feed_forward_block(own, part.model, layer)
+    }
+}
+
+/// One member's part of a text.
+struct Part<'a> {
+    model: &'a EncoderWeights<Cpu>,
+    /// One text.
+    batch: &'a PackedBatch,
+    /// The member's tokens.
+    tokens: Range<usize>,
+    qkv: &'a [RwLock<Rows>; 2],
+}
+
+fn in_place(norm: &super::Norm) -> NormOp<'_, Cpu> {
+    NormOp { norm, input: Slot::Hidden, output: Slot::Hidden }
+}
