@@ -1,7 +1,9 @@
 //! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled vectors
 //! on the host, with random weights: the rates behind the speed claims.
 //!
-//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--seconds S]`
+//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--seconds S] [--profile ROWS]`
+//!
+//! `--profile` encodes two batches of so many rows and stops: for a profiler.
 
 #![expect(clippy::print_stdout, reason = "a program")]
 
@@ -177,12 +179,14 @@ fn worst_cosine(a: &[f32], b: &[f32], d: usize) -> f64 {
 fn main() {
     let mut options = CudaOptions::default();
     let mut names = Vec::new();
+    let mut profile = 0;
     let mut time = Duration::from_millis(700);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse::<f64>().ok()).expect("a number");
         match &arg[..] {
             "--groups" => options.groups = number() as usize,
+            "--profile" => profile = number() as usize,
             "--seconds" => time = Duration::from_secs_f64(number()),
             name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
                 Some(precision) => options.precision = precision,
@@ -194,6 +198,15 @@ fn main() {
         let spec = spec(&name);
         let cuda = Cuda::open(options).unwrap();
         let model = weights(&cuda, &spec);
+        if profile > 0 {
+            let data = sequences(profile, 5);
+            let mut arena = cuda.plan(&spec, profile * TOKENS).unwrap();
+            let mut vectors = vec![0.0; profile * spec.hidden];
+            for _ in 0..2 {
+                encode(&cuda, &mut arena, &model, &data, &mut vectors);
+            }
+            continue;
+        }
         // Vectors first: a rate of wrong vectors is worth nothing.
         let data = sequences(if name == "tiny" { 64 } else { 4 }, 5);
         let mut found = vec![0.0; data.len() * spec.hidden];

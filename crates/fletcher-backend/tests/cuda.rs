@@ -13,9 +13,9 @@ use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
 /// Formats with what rounding to them may change: in states of order 1, and in a unit vector's
 /// cosine.
 const FORMATS: [(Precision, f64, f64); 3] = [
-    (Precision::F32, 2e-5, 1.0 - 1e-9),
-    (Precision::F16, 2.5e-2, 0.9999),
-    (Precision::Bf16, 2e-1, 0.999),
+    (Precision::F32, 5e-5, 1.0 - 1e-9),
+    (Precision::F16, 6e-2, 0.9999),
+    (Precision::Bf16, 5e-1, 0.999),
 ];
 
 #[expect(clippy::print_stderr, reason = "a test that could not run has to say so")]
@@ -48,7 +48,7 @@ fn conformance_of_every_block_size() {
     for groups in [1, 2, 3] {
         let options = CudaOptions { groups, ..CudaOptions::default() };
         let Some(cuda) = open(options) else { return };
-        conformance::check(&cuda, 2.5e-2).unwrap();
+        conformance::check(&cuda, 6e-2).unwrap();
     }
 }
 
@@ -73,6 +73,7 @@ fn golden_checkpoints() {
             let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
             let found = embedder.embed_ids(&sequences).unwrap();
             let worst = worst_cosine(&found.values, &golden.vectors, found.dim);
+            eprintln!("{} in {precision:?}: cosine {worst}", golden.name);
             assert!(worst >= cosine, "{} in {precision:?}: cosine {worst}", golden.name);
             let hidden = embedder.hidden(&sequences).unwrap();
             let width = hidden.len() / sequences.iter().map(|s| s.len()).sum::<usize>();

@@ -6,8 +6,8 @@ use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{EncoderSpec, learned_rows};
 
-use super::device::{Device, DeviceBuffer, Pinned, Stream};
-use super::kernels::Format;
+use super::device::{Device, DeviceBuffer, Matrix, Pinned, Stream, TensorMap};
+use super::kernels::{Format, TILE};
 use super::small::Pending;
 use super::stride;
 
@@ -30,6 +30,8 @@ pub struct Arena {
     pub(super) items: usize,
     /// In the order of [`Slot`].
     slots: [DeviceBuffer; 5],
+    /// The slots' tiles of 128 rows, where there are kernels that read such.
+    maps: Option<[TensorMap; 5]>,
     /// The batch as the kernels read it.
     pub(super) batch: DeviceBuffer,
     /// The batch on its way to the card.
@@ -57,19 +59,36 @@ impl Arena {
         };
         // Ids, positions, places, offsets and two words for each item of work.
         let words = HEADER_WORDS + 6 * max_tokens + 2 * max_tokens.div_ceil(ITEM_QUERIES) + 64;
+        let slots = [
+            slot(Slot::Hidden)?,
+            slot(Slot::Normed)?,
+            slot(Slot::Qkv)?,
+            slot(Slot::Context)?,
+            slot(Slot::Inner)?,
+        ];
+        let map = |of: Slot| {
+            let (address, cols) = (slots[of as usize].address(), stride(width(spec, of)));
+            let bf16 = format == Format::Bf16;
+            device.tensor_map(Matrix { address, rows: max_tokens, cols, bf16 }, TILE)
+        };
+        let maps = match format != Format::F32 && device.limits().capability.0 == 9 {
+            true => Some([
+                map(Slot::Hidden)?,
+                map(Slot::Normed)?,
+                map(Slot::Qkv)?,
+                map(Slot::Context)?,
+                map(Slot::Inner)?,
+            ]),
+            false => None,
+        };
         let rows = (OUTPUT_BYTES / (4 * spec.hidden)).clamp(1, max_tokens);
         Ok(Self {
             stream: device.stream()?,
             spec: spec.clone(),
             tokens: 0,
             items: 0,
-            slots: [
-                slot(Slot::Hidden)?,
-                slot(Slot::Normed)?,
-                slot(Slot::Qkv)?,
-                slot(Slot::Context)?,
-                slot(Slot::Inner)?,
-            ],
+            slots,
+            maps,
             batch: device.allocate(4 * words, "a worker's batch")?,
             staging: device.allocate_pinned(4 * words)?,
             output: device.allocate_pinned(4 * rows * spec.hidden)?,
@@ -89,6 +108,11 @@ impl Arena {
     /// A slot's address.
     pub(super) fn slot(&self, slot: Slot) -> u64 {
         self.slots[slot as usize].address()
+    }
+
+    /// A slot's tiles.
+    pub(super) fn map(&self, slot: Slot) -> Option<TensorMap> {
+        self.maps.map(|maps| maps[slot as usize])
     }
 
     /// Elements from one row of a slot to the next.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use fletcher_core::backend::BackendError;
 
-use super::device::{Device, Kernel, Module};
+use super::device::{Device, Kernel, Module, TensorMap};
 
 /// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
 const GENERAL: &[u8] = include_bytes!("kernels/general.fatbin");
 const FUSED: &[u8] = include_bytes!("kernels/fused.fatbin");
+const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
 pub(super) const TILE: usize = 128;
@@ -61,8 +62,22 @@ pub(super) struct Kernels {
     /// By warpgroups of a block, from one; none in f32.
     pub(super) fused: Vec<Kernel>,
     pub(super) arrange: Kernel,
-    _modules: [Module; 2],
+    /// For the widths of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
+    pub(super) hopper: Option<[HopperLinear; 3]>,
+    _modules: Vec<Module>,
 }
+
+/// The linear layer with tiles of one width.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HopperLinear {
+    pub(super) store: Kernel,
+    pub(super) accumulate: Kernel,
+    pub(super) gelu: Kernel,
+    pub(super) shared_bytes: usize,
+}
+
+/// Widths of the tiles of the linear layer for Hopper; they are 128 rows high.
+pub(super) const HOPPER_TILES: [usize; 3] = [128, 192, 256];
 
 impl Kernels {
     pub(super) fn load(device: &Arc<Device>, format: Format) -> Result<Self, BackendError> {
@@ -83,6 +98,30 @@ impl Kernels {
                 small.kernel(&name, FusedPlan::new(groups, device.limits().shared_bytes).shared_bytes)
             })
             .collect::<Result<_, _>>()?;
+        let mut modules = Vec::new();
+        let hopper = match sixteen_bits && device.limits().capability.0 == 9 {
+            true => {
+                let module = device.load(HOPPER)?;
+                let one = |(width, stages): (usize, usize)| {
+                    // Stages of both operands, and 16 padded rows of 64 columns for each warp.
+                    let shared_bytes = stages * (TILE + width) * 128 + 8 * 16 * 144;
+                    let kernel = |epilogue: &str| {
+                        let name = format!("hopper_{epilogue}_{width}_{}", format.name());
+                        module.kernel(&name, shared_bytes)
+                    };
+                    Ok::<_, BackendError>(HopperLinear {
+                        store: kernel("store")?,
+                        accumulate: kernel("accumulate")?,
+                        gelu: kernel("gelu")?,
+                        shared_bytes,
+                    })
+                };
+                let kernels = [one((128, 6))?, one((192, 5))?, one((256, 4))?];
+                modules.push(module);
+                Some(kernels)
+            }
+            false => None,
+        };
         Ok(Self {
             embed: kernel("embed", 0)?,
             norm: kernel("norm", 0)?,
@@ -101,7 +140,11 @@ impl Kernels {
             widen: kernel("widen", 0)?,
             fused,
             arrange: small.kernel("arrange", 0)?,
-            _modules: [general, small],
+            hopper,
+            _modules: {
+                modules.extend([general, small]);
+                modules
+            },
         })
     }
 }
@@ -153,6 +196,11 @@ arguments! {
     LinearArguments {
         x: u64, w: u64, bias: u64, y: u64, batch: u64,
         rows: i32, k: i32, columns: i32, stride: i32, activation: i32,
+    }
+    /// `HopperLinearArgs`.
+    HopperArguments {
+        x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64,
+        rows: i32, k: i32, columns: i32, stride: i32,
     }
     /// `RotaryArgs`.
     RotaryArguments { qkv: u64, cos_sin: u64, batch: u64, heads: i32, half: i32, stride: i32, }

@@ -168,6 +168,8 @@ pub struct Linear {
     bias: Option<DeviceBuffer>,
     rows: usize,
     cols: usize,
+    /// Its tiles in the widths of [`kernels::HOPPER_TILES`], where there are such kernels.
+    maps: Option<[device::TensorMap; 3]>,
 }
 
 /// A LayerNorm's parameters, padded with zeros.

@@ -10,10 +10,10 @@ use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
 use fletcher_core::weights::{StoredDtype, Tensor};
 
 use super::arena::Arena;
-use super::device::{DeviceBuffer, Grid};
+use super::device::{DeviceBuffer, Grid, Matrix};
 use super::kernels::{
-    AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, LINEAR_SHARED, LinearArguments,
-    NormArguments, PoolArguments, RotaryArguments, TILE, WidenArguments, tiled_shared,
+    AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HopperArguments,
+    LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments, RotaryArguments, TILE, WidenArguments, tiled_shared,
 };
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 
@@ -23,7 +23,10 @@ const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
 
-/// `count` threads' worth of blocks of a warp per token.
+/// What a tile of Hopper's linear layer costs besides its products, in columns of products.
+const TILE_OVERHEAD: usize = 48;
+
+/// Blocks of a warp per token.
 fn by_warp(tokens: usize) -> Grid {
     Grid { blocks: (tokens.div_ceil(4), 1), threads: 128, shared_bytes: 0 }
 }
@@ -52,6 +55,50 @@ impl Cuda {
             bytes.extend(self.encode_values(&row, "the embedding table")?);
         }
         self.upload(&bytes, "the embedding table")
+    }
+}
+
+impl Cuda {
+    /// The linear layer on Hopper's own kernels, if there is one for it.
+    fn linear_hopper(
+        &self,
+        arena: &mut Arena,
+        op: &LinearOp<'_, Self>,
+    ) -> Option<Result<(), BackendError>> {
+        let (maps, all) = (op.weight.maps?, self.kernels.hopper?);
+        let columns = arena.stride(op.output);
+        let multiprocessors = self.device.limits().multiprocessors;
+        let tiles = |width: usize| columns.div_ceil(width) * arena.tokens.div_ceil(TILE);
+        // Rounds of tiles times the time of one: its products, and what every tile costs besides.
+        let cost = |&at: &usize| {
+            let width = HOPPER_TILES[at];
+            tiles(width).div_ceil(multiprocessors) * (width + TILE_OVERHEAD)
+        };
+        let at = (0..HOPPER_TILES.len()).min_by_key(cost)?;
+        let kernels = all[at];
+        let kernel = match op.epilogue {
+            Epilogue::Store | Epilogue::Activate(Activation::Identity) => kernels.store,
+            Epilogue::Accumulate => kernels.accumulate,
+            Epilogue::Activate(Activation::GeluErf) => kernels.gelu,
+            Epilogue::Activate(_) | Epilogue::Gate(_) => return None,
+        };
+        let arguments = HopperArguments {
+            x: arena.map(op.input)?,
+            w: maps[at],
+            bias: address(&op.weight.bias),
+            y: arena.slot(op.output),
+            batch: arena.batch.address(),
+            rows: op.weight.rows as i32,
+            k: op.weight.cols as i32,
+            columns: columns as i32,
+            stride: columns as i32,
+        };
+        let blocks = tiles(HOPPER_TILES[at]).min(multiprocessors);
+        let shared_bytes = kernels.shared_bytes;
+        let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };
+        // SAFETY: `HopperLinearArgs`; the maps are of the slot and the weight, and the output slot
+        // has a row per token.
+        Some(unsafe { arena.stream.launch(&kernel, grid, &arguments) })
     }
 }
 
@@ -88,13 +135,24 @@ impl Backend for Cuda {
             out[..cols].copy_from_slice(&weight[row * cols..(row + 1) * cols]);
         }
         let bytes = self.encode_values(&padded, "a weight matrix")?;
+        let weight = self.upload(&bytes, "the weights")?;
         let bias = match bias {
             Some(bias) => {
                 Some(self.upload_floats((0..rows).map(|row| bias[from(row)]), "the weights")?)
             }
             None => None,
         };
-        Ok(Linear { weight: self.upload(&bytes, "the weights")?, bias, rows, cols: stride(cols) })
+        let cols = stride(cols);
+        let map = |tile_rows| {
+            let bf16 = self.format == Format::Bf16;
+            let matrix = Matrix { address: weight.address(), rows, cols, bf16 };
+            self.device.tensor_map(matrix, tile_rows)
+        };
+        let maps = match (&self.kernels.hopper, HOPPER_TILES) {
+            (Some(_), [a, b, c]) => Some([map(a)?, map(b)?, map(c)?]),
+            (None, _) => None,
+        };
+        Ok(Linear { weight, bias, rows, cols, maps })
     }
 
     fn upload_norm(
@@ -182,6 +240,9 @@ impl Backend for Cuda {
         self.device.enter()?;
         let (weight, k) = (op.weight, &self.kernels);
         assert_eq!(arena.stride(op.input), weight.cols, "the weight is for another width");
+        if let Some(done) = self.linear_hopper(arena, &op) {
+            return done;
+        }
         let to = arena.stride(op.output);
         let (kernel, activation, columns) = match op.epilogue {
             Epilogue::Store => (&k.linear_store, Activation::Identity, to),

@@ -151,6 +151,30 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// Barriers in shared memory that count arrivals and, on newer cards, the bytes of bulk copies.
+DEVICE void barrier_init(u32 at, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+DEVICE void barrier_arrive(u32 at) {
+  asm volatile("{ .reg .b64 s; mbarrier.arrive.shared::cta.b64 s, [%0]; }" ::"r"(at) : "memory");
+}
+DEVICE void barrier_wait(u32 at, u32 parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(at), "r"(parity) : "memory");
+#else
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.test_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(at), "r"(parity) : "memory");
+#endif
+}
+DEVICE void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // A batch as the host lays it out: this header, then the arrays it points into (word indices).
 struct Batch {
   u32 tokens, rows, items, unused;
@@ -172,4 +196,20 @@ DEVICE float activate(int activation, float x) {
     case TANH: return tanhf(x);
     default: return x;
   }
+}
+
+// The exact GELU, x * Phi(x), with Phi as a polynomial between -4.25 and 4.25 and 0 or 1 outside:
+// at most 4.6e-5 from the true value, a tenth of what rounding to f16 costs a number near 1.
+DEVICE float gelu(float x) {
+  float c = fminf(fmaxf(x, -4.25f), 4.25f), u = c * c;
+  float p = 5.564813193581486e-11f;
+  p = fmaf(p, u, -5.3277107170401905e-09f);
+  p = fmaf(p, u, 2.2554091572146717e-07f);
+  p = fmaf(p, u, -5.626389793178532e-06f);
+  p = fmaf(p, u, 9.34182753553614e-05f);
+  p = fmaf(p, u, -0.0011085582664236426f);
+  p = fmaf(p, u, 0.009815962053835392f);
+  p = fmaf(p, u, -0.0663444772362709f);
+  p = fmaf(p, u, 0.3989023268222809f);
+  return x * __saturatef(fmaf(c, p, 0.5f));
 }
