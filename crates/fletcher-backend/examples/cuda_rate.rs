@@ -1,7 +1,8 @@
 //! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled vectors
 //! on the host, with random weights: the rates behind the speed claims.
 //!
-//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--seconds S] [--profile ROWS]`
+//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--seconds S]
+//! [--profile ROWS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler.
 
@@ -186,6 +187,7 @@ fn main() {
         let mut number = || args.next().and_then(|n| n.parse::<f64>().ok()).expect("a number");
         match &arg[..] {
             "--groups" => options.groups = number() as usize,
+            "--tile" => options.tile = Some(number() as usize),
             "--profile" => profile = number() as usize,
             "--seconds" => time = Duration::from_secs_f64(number()),
             name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
@@ -225,9 +227,10 @@ fn main() {
         let tflops = |rate: f64| rate * spec.flops(TOKENS) / 1e12;
         let say = |what: &str, rate: f64| {
             println!(
-                "{name} {} groups {}: {what}: {:.0} K/s, {:.1} TFLOP/s",
+                "{name} {} groups {} tile {:?}: {what}: {:.0} K/s, {:.1} TFLOP/s",
                 options.precision.name(),
                 options.groups,
+                options.tile,
                 rate / 1e3,
                 tflops(rate)
             );

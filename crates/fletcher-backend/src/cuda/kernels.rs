@@ -62,8 +62,8 @@ pub(super) struct Kernels {
     /// By warpgroups of a block, from one; none in f32.
     pub(super) fused: Vec<Kernel>,
     pub(super) arrange: Kernel,
-    /// For the widths of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
-    pub(super) hopper: Option<[HopperLinear; 3]>,
+    /// In the order of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
+    pub(super) hopper: Option<[HopperLinear; HOPPER_TILES.len()]>,
     _modules: Vec<Module>,
 }
 
@@ -76,8 +76,26 @@ pub(super) struct HopperLinear {
     pub(super) shared_bytes: usize,
 }
 
-/// Widths of the tiles of the linear layer for Hopper; they are 128 rows high.
-pub(super) const HOPPER_TILES: [usize; 3] = [128, 192, 256];
+/// The tiles of one variant of the linear layer for Hopper; they are 128 rows high.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HopperTile {
+    pub(super) width: usize,
+    /// Whether a block's two warpgroups take turns at tiles instead of sharing each.
+    pub(super) turns: bool,
+    /// Of shared memory.
+    stages: usize,
+}
+
+/// Widths that tensor maps of weights are made for.
+pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
+/// The variants of the linear layer for Hopper.
+pub(super) const HOPPER_TILES: [HopperTile; 5] = [
+    HopperTile { width: 64, turns: false, stages: 8 },
+    HopperTile { width: 128, turns: false, stages: 6 },
+    HopperTile { width: 192, turns: false, stages: 5 },
+    HopperTile { width: 256, turns: false, stages: 4 },
+    HopperTile { width: 128, turns: true, stages: 6 },
+];
 
 impl Kernels {
     pub(super) fn load(device: &Arc<Device>, format: Format) -> Result<Self, BackendError> {
@@ -102,11 +120,13 @@ impl Kernels {
         let hopper = match sixteen_bits && device.limits().capability.0 == 9 {
             true => {
                 let module = device.load(HOPPER)?;
-                let one = |(width, stages): (usize, usize)| {
+                let one = |tile: HopperTile| {
                     // Stages of both operands, and 16 padded rows of 64 columns for each warp.
-                    let shared_bytes = stages * (TILE + width) * 128 + 8 * 16 * 144;
+                    let shared_bytes = tile.stages * (TILE + tile.width) * 128 + 8 * 16 * 144;
                     let kernel = |epilogue: &str| {
-                        let name = format!("hopper_{epilogue}_{width}_{}", format.name());
+                        let way = if tile.turns { "turns" } else { "shared" };
+                        let (width, format) = (tile.width, format.name());
+                        let name = format!("hopper_{epilogue}_{way}{width}_{format}");
                         module.kernel(&name, shared_bytes)
                     };
                     Ok::<_, BackendError>(HopperLinear {
@@ -116,7 +136,8 @@ impl Kernels {
                         shared_bytes,
                     })
                 };
-                let kernels = [one((128, 6))?, one((192, 5))?, one((256, 4))?];
+                let [a, b, c, d, e] = HOPPER_TILES;
+                let kernels = [one(a)?, one(b)?, one(c)?, one(d)?, one(e)?];
                 modules.push(module);
                 Some(kernels)
             }

@@ -39,6 +39,8 @@ pub struct CudaOptions {
     pub memory_bytes: usize,
     /// Warpgroups of a block of the small encoder's kernel, for measurements; 0 lets the batch say.
     pub groups: usize,
+    /// The variant of the linear layer on Hopper, for measurements; the cost model's by default.
+    pub tile: Option<usize>,
 }
 
 /// The NVIDIA backend.
@@ -48,6 +50,7 @@ pub struct Cuda {
     device: Arc<Device>,
     format: Format,
     groups: usize,
+    tile: Option<usize>,
     workers: usize,
 }
 
@@ -76,7 +79,8 @@ impl Cuda {
         let kernels = Kernels::load(&device, format)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = cores.clamp(2, WORKERS_MAX);
-        Ok(Self { kernels, device, format, groups: options.groups, workers })
+        let CudaOptions { groups, tile, .. } = options;
+        Ok(Self { kernels, device, format, groups, tile, workers })
     }
 
     /// What `fletcher info` says of the cards.
@@ -168,8 +172,8 @@ pub struct Linear {
     bias: Option<DeviceBuffer>,
     rows: usize,
     cols: usize,
-    /// Its tiles in the widths of [`kernels::HOPPER_TILES`], where there are such kernels.
-    maps: Option<[device::TensorMap; 3]>,
+    /// Its tiles in the widths of [`kernels::HOPPER_WIDTHS`], where there are such kernels.
+    maps: Option<[device::TensorMap; kernels::HOPPER_WIDTHS.len()]>,
 }
 
 /// A LayerNorm's parameters, padded with zeros.

@@ -509,7 +509,8 @@ template <class T> DEVICE void attention_plain(const AttentionArgs& p) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Pooling: a block per sequence, a thread per column. And the states themselves, widened.
+// Pooling: a block per sequence and 64 columns; its four warps take every fourth token, two columns a
+// lane. And the states themselves, widened.
 
 enum Pooling { CLS = 0, MAX = 1, MEAN = 2, MEAN_SQRT = 3, WEIGHTED = 4, LAST = 5 };
 
@@ -528,25 +529,49 @@ template <class T> DEVICE void pool(const PoolArgs& p) {
   u32 start = offsets[row];
   int length = offsets[row + 1] - start, first = p.skip < length ? p.skip : 0;
   const T* hidden = (const T*)p.hidden + (u64)start * p.stride;
-  for (int c = threadIdx.x; c < p.width; c += blockDim.x) {
-    float value = p.mode == MAX ? -__int_as_float(0x7f800000) : 0.f;
-    if (p.mode == CLS) {
-      value = load1(hidden + (u64)first * p.stride + c);
-    } else if (p.mode == LAST) {
-      value = load1(hidden + (u64)(length - 1) * p.stride + c);
-    } else {
-      for (int t = first; t < length; ++t) {
-        float x = load1(hidden + (u64)t * p.stride + c);
-        if (p.mode == MAX) value = x > value || x != x ? x : value; // keeps NaN
-        else value += p.mode == WEIGHTED ? x * (t + 1) : x;
+  __shared__ float2 parts[4][32];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = blockIdx.y * 64 + 2 * lane;
+  bool inside = c < p.stride;
+  if (p.mode == CLS) length = first + 1;
+  if (p.mode == LAST) first = length - 1;
+  float start_value = p.mode == MAX ? -__int_as_float(0x7f800000) : 0.f;
+  float2 value = make_float2(start_value, start_value);
+  if (inside) {
+#pragma unroll 4
+    for (int t = first + warp; t < length; t += 4) {
+      float x, y;
+      load2(hidden + (u64)t * p.stride + c, x, y);
+      if (p.mode == MAX) { // keeps NaN
+        value.x = x > value.x || x != x ? x : value.x;
+        value.y = y > value.y || y != y ? y : value.y;
+      } else {
+        float weight = p.mode == WEIGHTED ? t + 1 : 1;
+        value.x += x * weight;
+        value.y += y * weight;
       }
-      float count = length - first;
-      if (p.mode == MEAN) value /= count;
-      if (p.mode == MEAN_SQRT) value /= sqrtf(count);
-      if (p.mode == WEIGHTED) value /= 0.5f * count * (first + 1 + length);
     }
-    p.vectors[(u64)blockIdx.x * p.width + c] = value;
   }
+  parts[warp][lane] = value;
+  __syncthreads();
+  if (warp > 0 || !inside) return;
+#pragma unroll
+  for (int w = 1; w < 4; ++w) {
+    float2 other = parts[w][lane];
+    if (p.mode == MAX) {
+      value.x = other.x > value.x || other.x != other.x ? other.x : value.x;
+      value.y = other.y > value.y || other.y != other.y ? other.y : value.y;
+    } else {
+      value.x += other.x;
+      value.y += other.y;
+    }
+  }
+  float count = length - first, divisor = 1.f;
+  if (p.mode == MEAN) divisor = count;
+  if (p.mode == MEAN_SQRT) divisor = sqrtf(count);
+  if (p.mode == WEIGHTED) divisor = 0.5f * count * (first + 1 + length);
+  float* to = p.vectors + (u64)blockIdx.x * p.width;
+  if (c < p.width) to[c] = value.x / divisor;
+  if (c + 1 < p.width) to[c + 1] = value.y / divisor;
 }
 
 struct WidenArgs {
@@ -591,7 +616,7 @@ ENTRIES(Bf16, bf16)
 ENTRIES(float, f32)
 
 #define TILED(T, name, DIM)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128) attention_##DIM##_##name(AttentionArgs p) {                \
+  extern "C" __global__ void __launch_bounds__(128, DIM == 32 ? 5 : DIM == 64 ? 4 : 3) attention_##DIM##_##name(AttentionArgs p) {                \
     attention_tiled<T, DIM>(p);                                                                                \
   }
 TILED(Half, f16, 32)
