@@ -13,6 +13,7 @@ use fletcher_core::model::Model;
 use fletcher_core::reference::Reference;
 
 use crate::cpu::Cpu;
+use crate::cuda::{Cuda, CudaOptions};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,6 +103,7 @@ struct Row {
 
 const ROWS: &[Row] = &[
     Row { name: "cpu", probe: || Ok(Cpu::describe()) },
+    Row { name: "cuda", probe: Cuda::describe },
     Row { name: "reference", probe: || Ok("the definition in f64, one thread, slow".into()) },
 ];
 
@@ -113,6 +115,7 @@ pub fn devices() -> Vec<DeviceReport> {
 /// The device that `choice` stands for on this machine; never [`DeviceChoice::Auto`].
 pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
     match choice {
+        DeviceChoice::Auto if Cuda::describe().is_ok() => DeviceChoice::Cuda { index: 0 },
         DeviceChoice::Auto => DeviceChoice::Cpu,
         named => named,
     }
@@ -145,7 +148,11 @@ pub fn open(
             only_f32()?;
             Embedder::new(model, Reference, config)
         }
-        DeviceChoice::Cuda { .. } | DeviceChoice::Vulkan { .. } | DeviceChoice::Metal => {
+        DeviceChoice::Cuda { index } => {
+            let options = CudaOptions { index, precision, ..CudaOptions::default() };
+            Embedder::new(model, Cuda::open(options)?, config)
+        }
+        DeviceChoice::Vulkan { .. } | DeviceChoice::Metal => {
             Err(BackendError::Absent {
                 device: device.to_string(),
                 reason: "this build has no such backend".to_owned(),

@@ -366,16 +366,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         model: &EncoderWeights<Self>,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let in_place = |norm| NormOp { norm, input: Slot::Hidden, output: Slot::Hidden };
-        self.embed(arena, &model.embedding, batch)?;
-        self.norm(arena, in_place(&model.embedding_norm))?;
-        for layer in &model.layers {
-            self.layer(arena, model, layer, batch)?;
-        }
-        match &model.final_norm {
-            Some(norm) => self.norm(arena, in_place(norm)),
-            None => Ok(()),
-        }
+        encode_layers(self, arena, model, batch)
     }
 
     /// In a pre-norm model, normalises the state for a block; returns the slot the block reads.
@@ -409,6 +400,28 @@ pub trait Backend: Send + Sync + Sized + 'static {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The definition of [`Backend::encode`]: for backends that fuse some encoders and not others.
+///
+/// # Errors
+/// When the device fails.
+pub fn encode_layers<B: Backend>(
+    backend: &B,
+    arena: &mut B::Arena,
+    model: &EncoderWeights<B>,
+    batch: &PackedBatch,
+) -> Result<(), BackendError> {
+    let in_place = |norm| NormOp { norm, input: Slot::Hidden, output: Slot::Hidden };
+    backend.embed(arena, &model.embedding, batch)?;
+    backend.norm(arena, in_place(&model.embedding_norm))?;
+    for layer in &model.layers {
+        backend.layer(arena, model, layer, batch)?;
+    }
+    match &model.final_norm {
+        Some(norm) => backend.norm(arena, in_place(norm)),
+        None => Ok(()),
     }
 }
 

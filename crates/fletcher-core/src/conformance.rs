@@ -100,6 +100,19 @@ fn trace<B: Backend>(
     let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
     b.download_hidden(&mut arena, batch, &mut hidden)?;
     trace.push(("layers".into(), hidden));
+    // Again from the start, because a fused encoder may do its work only when it knows what for.
+    b.encode(&mut arena, model, batch)?;
+    let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
+    b.download_hidden(&mut arena, batch, &mut hidden)?;
+    trace.push(("encoder".into(), hidden));
+    b.encode(&mut arena, model, batch)?;
+    for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
+        for skip in [0, 3] {
+            let mut vectors = vec![f32::NAN; batch.rows() * model.spec.hidden];
+            b.pool(&mut arena, PoolOp { mode, skip }, batch, &mut vectors)?;
+            trace.push((format!("encoder, {mode:?} skipping {skip}"), vectors));
+        }
+    }
     Ok(trace)
 }
 
@@ -150,6 +163,10 @@ fn specs() -> Vec<(&'static str, EncoderSpec)> {
         (
             "one wide head",
             EncoderSpec { hidden: 130, heads: 1, head_dim: 130, intermediate: 7, ..bert.clone() },
+        ),
+        (
+            "two heads of 64",
+            EncoderSpec { hidden: 128, head_dim: 64, intermediate: 192, ..bert.clone() },
         ),
         ("gelu tanh", activation(Activation::GeluTanh)),
         ("relu", activation(Activation::Relu)),

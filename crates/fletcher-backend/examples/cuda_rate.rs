@@ -1,0 +1,253 @@
+//! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled vectors
+//! on the host, with random weights: the rates behind the speed claims.
+//!
+//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--seconds S]
+//! [--profile ROWS]`
+//!
+//! `--profile` encodes two batches of so many rows and stops: for a profiler.
+
+#![expect(clippy::print_stdout, reason = "a program")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use fletcher_backend::cuda::{Arena, Cuda, CudaOptions};
+use fletcher_core::backend::{
+    Backend, EmbeddingSource, LinearSource, PoolOp, Pooling, Precision,
+};
+use fletcher_core::encoder::{EncoderWeights, LayerWeights};
+use fletcher_core::pack::PackedBatch;
+use fletcher_core::reference::Reference;
+use fletcher_core::spec::{
+    Activation, Biases, EncoderSpec, FeedForward, LayerSpec, NormPlacement, NormSpec, Position,
+};
+use fletcher_core::weights::{StoredDtype, Tensor};
+
+const TOKENS: usize = 64;
+const POOL: PoolOp = PoolOp { mode: Pooling::Mean, skip: 0 };
+
+fn spec(name: &str) -> EncoderSpec {
+    let (hidden, layers, heads, intermediate) = match name {
+        "tiny" => (128, 2, 2, 512),
+        "minilm" => (384, 6, 12, 1536),
+        "base" => (768, 12, 12, 3072),
+        other => panic!("no shape is called {other}"),
+    };
+    let layer = LayerSpec { window: None, rotary_theta: 0.0, attention_norm: true };
+    EncoderSpec {
+        vocabulary: 30522,
+        hidden,
+        heads,
+        head_dim: hidden / heads,
+        intermediate,
+        layers: vec![layer; layers],
+        max_tokens: 512,
+        position: Position::Learned { offset: 0 },
+        token_types: true,
+        norm: NormSpec { eps: 1e-12, placement: NormPlacement::Post },
+        feed_forward: FeedForward { gated: false, activation: Activation::GeluErf },
+        biases: Biases { attention: true, feed_forward: true, norm: true },
+    }
+}
+
+/// Uniform numbers in -1..1 times `scale`.
+fn random(count: usize, seed: u64, scale: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> EncoderWeights<B> {
+    let d = spec.hidden;
+    let table = |rows: usize, seed| {
+        let values = random(rows * d, seed, 0.05);
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        Tensor {
+            file: "random".into(),
+            name: "random".into(),
+            dtype: StoredDtype::F32,
+            shape: vec![rows, d],
+            bytes: bytes.into(),
+        }
+    };
+    let norm = |seed| {
+        let scale: Vec<f32> = random(d, seed, 0.2).iter().map(|v| 1.0 + v).collect();
+        b.upload_norm(&scale, Some(&random(d, seed + 1, 0.1)), spec.norm.eps).unwrap()
+    };
+    let linear = |rows: usize, cols: usize, seed| {
+        let weight = random(rows * cols, seed, 1.5 / (cols as f32).sqrt());
+        let bias = random(rows, seed + 1, 0.1);
+        let source = LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
+        b.upload_linear(source).unwrap()
+    };
+    let layer = |index: usize| {
+        let seed = 100 * index as u64 + 1000;
+        LayerWeights {
+            qkv: linear(3 * d, d, seed),
+            attention_out: linear(d, d, seed + 10),
+            attention_norm: Some(norm(seed + 20)),
+            up: linear(spec.intermediate, d, seed + 30),
+            down: linear(d, spec.intermediate, seed + 40),
+            feed_forward_norm: norm(seed + 50),
+            rotary: None,
+            window: None,
+        }
+    };
+    let embedding = b
+        .upload_embedding(EmbeddingSource {
+            word: table(spec.vocabulary, 1),
+            position: Some(table(spec.max_tokens, 2)),
+            token_type: Some(table(2, 3)),
+            position_offset: 0,
+        })
+        .unwrap();
+    EncoderWeights {
+        embedding,
+        embedding_norm: norm(4),
+        relative_bias: None,
+        layers: (0..spec.layers.len()).map(layer).collect(),
+        final_norm: None,
+        spec: spec.clone(),
+    }
+}
+
+fn sequences(rows: usize, seed: u64) -> Vec<Vec<u32>> {
+    let ids = random(rows * TOKENS, seed, 14_000.0);
+    ids.chunks(TOKENS).map(|row| row.iter().map(|v| (v + 15_000.0) as u32).collect()).collect()
+}
+
+fn pack(rows: &[Vec<u32>]) -> PackedBatch {
+    PackedBatch::new(rows.iter().map(|row| &row[..]))
+}
+
+fn encode<B: Backend>(
+    b: &B,
+    arena: &mut B::Arena,
+    model: &EncoderWeights<B>,
+    rows: &[Vec<u32>],
+    vectors: &mut [f32],
+) {
+    let batch = pack(rows);
+    b.encode(arena, model, &batch).unwrap();
+    b.pool(arena, POOL, &batch, vectors).unwrap();
+}
+
+/// Batches of `rows` by `workers` threads for `time`: sequences a second.
+fn rate(
+    cuda: &Cuda,
+    model: &EncoderWeights<Cuda>,
+    rows: usize,
+    workers: usize,
+    time: Duration,
+) -> f64 {
+    let d = model.spec.hidden;
+    let data = sequences(rows, 7);
+    let mut arenas: Vec<Arena> =
+        (0..workers).map(|_| cuda.plan(&model.spec, rows * TOKENS).unwrap()).collect();
+    let mut vectors = vec![vec![0.0; rows * d]; workers];
+    for (arena, vectors) in arenas.iter_mut().zip(&mut vectors) {
+        encode(cuda, arena, model, &data, vectors);
+    }
+    let done = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for (arena, vectors) in arenas.iter_mut().zip(&mut vectors) {
+            scope.spawn(|| {
+                while start.elapsed() < time {
+                    encode(cuda, arena, model, &data, vectors);
+                    done.fetch_add(rows, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+}
+
+fn worst_cosine(a: &[f32], b: &[f32], d: usize) -> f64 {
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+    };
+    let rows = a.chunks_exact(d).zip(b.chunks_exact(d));
+    rows.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt())
+        .fold(1.0, |worst, c| if c.is_nan() { -1.0 } else { f64::min(worst, c) })
+}
+
+fn main() {
+    let mut options = CudaOptions::default();
+    let mut names = Vec::new();
+    let mut profile = 0;
+    let mut time = Duration::from_millis(700);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|n| n.parse::<f64>().ok()).expect("a number");
+        match &arg[..] {
+            "--groups" => options.groups = number() as usize,
+            "--tile" => options.tile = Some(number() as usize),
+            "--profile" => profile = number() as usize,
+            "--seconds" => time = Duration::from_secs_f64(number()),
+            name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
+                Some(precision) => options.precision = precision,
+                None => names.push(arg),
+            },
+        }
+    }
+    for name in names {
+        let spec = spec(&name);
+        let cuda = Cuda::open(options).unwrap();
+        let model = weights(&cuda, &spec);
+        if profile > 0 {
+            let data = sequences(profile, 5);
+            let mut arena = cuda.plan(&spec, profile * TOKENS).unwrap();
+            let mut vectors = vec![0.0; profile * spec.hidden];
+            for _ in 0..2 {
+                encode(&cuda, &mut arena, &model, &data, &mut vectors);
+            }
+            continue;
+        }
+        // Vectors first: a rate of wrong vectors is worth nothing.
+        let data = sequences(if name == "tiny" { 64 } else { 4 }, 5);
+        let mut found = vec![0.0; data.len() * spec.hidden];
+        let mut expected = found.clone();
+        let mut arena = cuda.plan(&spec, data.len() * TOKENS).unwrap();
+        encode(&cuda, &mut arena, &model, &data, &mut found);
+        let oracle = weights(&Reference, &spec);
+        let count = if name == "base" { 1 } else { 4 };
+        let mut plan = Reference.plan(&spec, 0).unwrap();
+        encode(&Reference, &mut plan, &oracle, &data[..count], &mut expected[..count * spec.hidden]);
+        let cosine = worst_cosine(
+            &found[..count * spec.hidden],
+            &expected[..count * spec.hidden],
+            spec.hidden,
+        );
+        let tflops = |rate: f64| rate * spec.flops(TOKENS) / 1e12;
+        let say = |what: &str, rate: f64| {
+            println!(
+                "{name} {} groups {} tile {:?}: {what}: {:.0} K/s, {:.1} TFLOP/s",
+                options.precision.name(),
+                options.groups,
+                options.tile,
+                rate / 1e3,
+                tflops(rate)
+            );
+        };
+        println!("{name} {}: {}: cosine to f64 {cosine:.7}", options.precision.name(), cuda.card());
+        say("32, one at a time", rate(&cuda, &model, 32, 1, time));
+        for workers in [4, 8, 14] {
+            say(&format!("32, {workers} in flight"), rate(&cuda, &model, 32, workers, time));
+        }
+        let large: &[usize] = match &name[..] {
+            "tiny" => &[264, 792, 1056, 4224, 8192],
+            _ => &[256, 1024, 2048],
+        };
+        for &rows in large {
+            for workers in [1, 2, 4] {
+                say(&format!("{rows}, {workers} in flight"), rate(&cuda, &model, rows, workers, time));
+            }
+        }
+    }
+}

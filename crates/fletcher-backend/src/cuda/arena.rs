@@ -1,0 +1,175 @@
+//! One worker's stream, activations and page-locked buffers, allocated once.
+
+use std::sync::Arc;
+
+use fletcher_core::backend::{BackendError, Slot};
+use fletcher_core::pack::PackedBatch;
+use fletcher_core::spec::{EncoderSpec, learned_rows};
+
+use super::device::{Device, DeviceBuffer, Matrix, Pinned, Stream, TensorMap};
+use super::kernels::{Format, TILE};
+use super::small::Pending;
+use super::stride;
+
+/// Words of the batch's header: `struct Batch` in `kernels/common.cuh`.
+const HEADER_WORDS: usize = 12;
+/// Queries of an item of attention's work.
+const ITEM_QUERIES: usize = 64;
+/// Most bytes of results that come back in one piece.
+const OUTPUT_BYTES: usize = 32 << 20;
+
+/// The activation slots of one worker.
+#[derive(Debug)]
+pub struct Arena {
+    // First, so that it is dropped, and waited for, before what its work uses.
+    pub(super) stream: Stream,
+    pub(super) spec: EncoderSpec,
+    /// Of the current batch.
+    pub(super) tokens: usize,
+    /// Of the current batch: pieces of 64 queries of one sequence.
+    pub(super) items: usize,
+    /// In the order of [`Slot`].
+    slots: [DeviceBuffer; 5],
+    /// The slots' tiles of 128 rows, where there are kernels that read such.
+    maps: Option<[TensorMap; 5]>,
+    /// The batch as the kernels read it.
+    pub(super) batch: DeviceBuffer,
+    /// The batch on its way to the card.
+    pub(super) staging: Pinned,
+    /// Results on their way back.
+    pub(super) output: Pinned,
+    /// Values that fit into `output`.
+    pub(super) output_values: usize,
+    /// A batch that the small encoder's kernel will run when it is known what is wanted of it.
+    pub(super) pending: Option<Pending>,
+    max_tokens: usize,
+}
+
+impl Arena {
+    /// Allocates for `max_tokens` tokens, of which one sequence may hold all.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        spec: &EncoderSpec,
+        format: Format,
+        max_tokens: usize,
+    ) -> Result<Self, BackendError> {
+        let slot = |slot| {
+            let bytes = max_tokens.saturating_mul(stride(width(spec, slot)) * format.bytes());
+            device.allocate(bytes, "a worker's activations")
+        };
+        // Ids, positions, places, offsets and two words for each item of work.
+        let words = HEADER_WORDS + 6 * max_tokens + 2 * max_tokens.div_ceil(ITEM_QUERIES) + 64;
+        let slots = [
+            slot(Slot::Hidden)?,
+            slot(Slot::Normed)?,
+            slot(Slot::Qkv)?,
+            slot(Slot::Context)?,
+            slot(Slot::Inner)?,
+        ];
+        let map = |of: Slot| {
+            let (address, cols) = (slots[of as usize].address(), stride(width(spec, of)));
+            let bf16 = format == Format::Bf16;
+            device.tensor_map(Matrix { address, rows: max_tokens, cols, bf16 }, TILE)
+        };
+        let maps = match format != Format::F32 && device.limits().capability.0 == 9 {
+            true => Some([
+                map(Slot::Hidden)?,
+                map(Slot::Normed)?,
+                map(Slot::Qkv)?,
+                map(Slot::Context)?,
+                map(Slot::Inner)?,
+            ]),
+            false => None,
+        };
+        let rows = (OUTPUT_BYTES / (4 * spec.hidden)).clamp(1, max_tokens);
+        Ok(Self {
+            stream: device.stream()?,
+            spec: spec.clone(),
+            tokens: 0,
+            items: 0,
+            slots,
+            maps,
+            batch: device.allocate(4 * words, "a worker's batch")?,
+            staging: device.allocate_pinned(4 * words)?,
+            output: device.allocate_pinned(4 * rows * spec.hidden)?,
+            output_values: rows * spec.hidden,
+            pending: None,
+            max_tokens,
+        })
+    }
+
+    /// Bytes on the card for each token, for plans.
+    pub(super) fn bytes_per_token(spec: &EncoderSpec, format: Format) -> usize {
+        let slots = [Slot::Hidden, Slot::Normed, Slot::Qkv, Slot::Context, Slot::Inner];
+        let widths: usize = slots.into_iter().map(|slot| stride(width(spec, slot))).sum();
+        widths * format.bytes() + 32
+    }
+
+    /// A slot's address.
+    pub(super) fn slot(&self, slot: Slot) -> u64 {
+        self.slots[slot as usize].address()
+    }
+
+    /// A slot's tiles.
+    pub(super) fn map(&self, slot: Slot) -> Option<TensorMap> {
+        self.maps.map(|maps| maps[slot as usize])
+    }
+
+    /// Elements from one row of a slot to the next.
+    pub(super) fn stride(&self, slot: Slot) -> usize {
+        stride(width(&self.spec, slot))
+    }
+
+    /// Lays a batch out and sends it to the card.
+    pub(super) fn stage(
+        &mut self,
+        batch: &PackedBatch,
+        position_offset: usize,
+    ) -> Result<(), BackendError> {
+        assert!(batch.tokens() <= self.max_tokens, "the batch is larger than the plan");
+        // What the last batch's copy or kernel still reads may not change.
+        self.stream.wait()?;
+        let (tokens, rows) = (batch.tokens(), batch.rows());
+        let words = self.staging.words();
+        let mut end = HEADER_WORDS;
+        let mut part = |length: usize| {
+            end += length;
+            end - length
+        };
+        let (ids, positions, places) = (part(tokens), part(tokens), part(tokens));
+        let (offsets, work) = (part(rows + 1), part(0));
+        words[ids..ids + tokens].copy_from_slice(batch.ids());
+        let mut item = work;
+        for (row, sequence) in batch.sequences().enumerate() {
+            words[offsets + row] = sequence.start as u32;
+            let learned = learned_rows(&batch.ids()[sequence.clone()], position_offset);
+            for ((place, token), position) in sequence.clone().enumerate().zip(learned) {
+                words[positions + token] = position as u32;
+                words[places + token] = place as u32;
+            }
+            for query in (0..sequence.len()).step_by(ITEM_QUERIES) {
+                words[item] = row as u32;
+                words[item + 1] = query as u32;
+                item += 2;
+            }
+        }
+        words[offsets + rows] = tokens as u32;
+        self.items = (item - work) / 2;
+        self.tokens = tokens;
+        let header = [tokens, rows, self.items, 0, ids, positions, places, offsets, work];
+        for (word, value) in words.iter_mut().zip(header) {
+            *word = value as u32;
+        }
+        // SAFETY: the staging buffer is not touched before the wait at the next batch.
+        unsafe { self.stream.upload(&self.batch, &self.staging, 4 * item) }
+    }
+}
+
+fn width(spec: &EncoderSpec, slot: Slot) -> usize {
+    match slot {
+        Slot::Hidden | Slot::Normed => spec.hidden,
+        Slot::Qkv => spec.qkv_width(),
+        Slot::Context => spec.context_width(),
+        Slot::Inner => spec.intermediate,
+    }
+}

@@ -1,0 +1,249 @@
+//! The compiled kernels by name, and their parameters as `kernels/*.cu` declare them.
+
+use std::sync::Arc;
+
+use fletcher_core::backend::BackendError;
+
+use super::device::{Device, Kernel, Module, TensorMap};
+
+/// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
+const GENERAL: &[u8] = include_bytes!("kernels/general.fatbin");
+const FUSED: &[u8] = include_bytes!("kernels/fused.fatbin");
+const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
+
+/// Rows and columns of the tile that a block of `linear` makes.
+pub(super) const TILE: usize = 128;
+/// Shared memory of a block of `linear`: three stages of two tiles of 128 bytes a row.
+pub(super) const LINEAR_SHARED: usize = 3 * 2 * TILE * 128;
+/// Widest head of `attention_plain`.
+pub(super) const HEAD_DIM_MAX: usize = 256;
+
+/// The number formats of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl Format {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Format::F16 | Format::Bf16 => 2,
+            Format::F32 => 4,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Format::F16 => "f16",
+            Format::Bf16 => "bf16",
+            Format::F32 => "f32",
+        }
+    }
+}
+
+/// The kernels of one number format.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub(super) embed: Kernel,
+    pub(super) norm: Kernel,
+    pub(super) linear_store: Kernel,
+    pub(super) linear_accumulate: Kernel,
+    pub(super) linear_gelu: Kernel,
+    pub(super) linear_activate: Kernel,
+    pub(super) linear_gate: Kernel,
+    pub(super) rotary: Kernel,
+    pub(super) attention_plain: Kernel,
+    /// For heads up to 32, 64 and 128 wide; none in f32.
+    pub(super) attention_tiled: Option<[(usize, Kernel); 3]>,
+    pub(super) pool: Kernel,
+    pub(super) widen: Kernel,
+    /// By warpgroups of a block, from one; none in f32.
+    pub(super) fused: Vec<Kernel>,
+    pub(super) arrange: Kernel,
+    /// In the order of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
+    pub(super) hopper: Option<[HopperLinear; HOPPER_TILES.len()]>,
+    _modules: Vec<Module>,
+}
+
+/// The linear layer with tiles of one width.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HopperLinear {
+    pub(super) store: Kernel,
+    pub(super) accumulate: Kernel,
+    pub(super) gelu: Kernel,
+    pub(super) shared_bytes: usize,
+}
+
+/// The tiles of one variant of the linear layer for Hopper; they are 128 rows high.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HopperTile {
+    pub(super) width: usize,
+    /// Whether a block's two warpgroups take turns at tiles instead of sharing each.
+    pub(super) turns: bool,
+    /// Of shared memory.
+    stages: usize,
+}
+
+/// Widths that tensor maps of weights are made for.
+pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
+/// The variants of the linear layer for Hopper.
+pub(super) const HOPPER_TILES: [HopperTile; 5] = [
+    HopperTile { width: 64, turns: false, stages: 8 },
+    HopperTile { width: 128, turns: false, stages: 6 },
+    HopperTile { width: 192, turns: false, stages: 5 },
+    HopperTile { width: 256, turns: false, stages: 4 },
+    HopperTile { width: 128, turns: true, stages: 6 },
+];
+
+impl Kernels {
+    pub(super) fn load(device: &Arc<Device>, format: Format) -> Result<Self, BackendError> {
+        let (general, small) = (device.load(GENERAL)?, device.load(FUSED)?);
+        let kernel = |name: &str, shared| general.kernel(&format!("{name}_{}", format.name()), shared);
+        let tiled = |dim: usize| {
+            Ok::<_, BackendError>((dim, kernel(&format!("attention_{dim}"), tiled_shared(dim))?))
+        };
+        let sixteen_bits = format != Format::F32;
+        let groups = match (sixteen_bits, device.limits().capability) {
+            (false, _) => 0,
+            (true, (9, _)) => 3,
+            (true, _) => 1,
+        };
+        let fused = (1..=groups)
+            .map(|groups| {
+                let name = format!("fused_{groups}_{}", format.name());
+                small.kernel(&name, FusedPlan::new(groups, device.limits().shared_bytes).shared_bytes)
+            })
+            .collect::<Result<_, _>>()?;
+        let mut modules = Vec::new();
+        let hopper = match sixteen_bits && device.limits().capability.0 == 9 {
+            true => {
+                let module = device.load(HOPPER)?;
+                let one = |tile: HopperTile| {
+                    // Stages of both operands, and 16 padded rows of 64 columns for each warp.
+                    let shared_bytes = tile.stages * (TILE + tile.width) * 128 + 8 * 16 * 144;
+                    let kernel = |epilogue: &str| {
+                        let way = if tile.turns { "turns" } else { "shared" };
+                        let (width, format) = (tile.width, format.name());
+                        let name = format!("hopper_{epilogue}_{way}{width}_{format}");
+                        module.kernel(&name, shared_bytes)
+                    };
+                    Ok::<_, BackendError>(HopperLinear {
+                        store: kernel("store")?,
+                        accumulate: kernel("accumulate")?,
+                        gelu: kernel("gelu")?,
+                        shared_bytes,
+                    })
+                };
+                let [a, b, c, d, e] = HOPPER_TILES;
+                let kernels = [one(a)?, one(b)?, one(c)?, one(d)?, one(e)?];
+                modules.push(module);
+                Some(kernels)
+            }
+            false => None,
+        };
+        Ok(Self {
+            embed: kernel("embed", 0)?,
+            norm: kernel("norm", 0)?,
+            linear_store: kernel("linear_store", LINEAR_SHARED)?,
+            linear_accumulate: kernel("linear_accumulate", LINEAR_SHARED)?,
+            linear_gelu: kernel("linear_gelu", LINEAR_SHARED)?,
+            linear_activate: kernel("linear_activate", LINEAR_SHARED)?,
+            linear_gate: kernel("linear_gate", LINEAR_SHARED)?,
+            rotary: kernel("rotary", 0)?,
+            attention_plain: kernel("attention_plain", 0)?,
+            attention_tiled: match sixteen_bits {
+                true => Some([tiled(32)?, tiled(64)?, tiled(128)?]),
+                false => None,
+            },
+            pool: kernel("pool", 0)?,
+            widen: kernel("widen", 0)?,
+            fused,
+            arrange: small.kernel("arrange", 0)?,
+            hopper,
+            _modules: {
+                modules.extend([general, small]);
+                modules
+            },
+        })
+    }
+}
+
+/// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows.
+pub(super) fn tiled_shared(dim: usize) -> usize {
+    3 * 64 * (2 * dim + 16)
+}
+
+/// How the shared memory of a block of `fused` is spent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FusedPlan {
+    /// Chunks of weights in flight.
+    pub(super) stages: usize,
+    pub(super) shared_bytes: usize,
+}
+
+impl FusedPlan {
+    /// A block of `groups` warpgroups where a block may have `available` bytes.
+    pub(super) fn new(groups: usize, available: usize) -> Self {
+        const STATIC: usize = 1024;
+        let kept = groups * 32_768;
+        // Blocks of one group share a multiprocessor in twos, so that they leave each other room.
+        let most = if groups == 1 { 4 } else { 8 };
+        let stages = (available.saturating_sub(kept + STATIC) / 16_384).clamp(2, most);
+        Self { stages, shared_bytes: kept + stages * 16_384 }
+    }
+}
+
+macro_rules! arguments {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct $name { $(pub(super) $field: $kind,)* }
+    )*};
+}
+
+arguments! {
+    /// `EmbedArgs`.
+    EmbedArguments {
+        word: u64, position: u64, token_type: u64, out: u64, batch: u64, width: i32, stride: i32,
+    }
+    /// `NormArgs`.
+    NormArguments {
+        input: u64, out: u64, scale: u64, bias: u64, batch: u64, width: i32, stride: i32, eps: f32,
+    }
+    /// `LinearArgs`.
+    LinearArguments {
+        x: u64, w: u64, bias: u64, y: u64, batch: u64,
+        rows: i32, k: i32, columns: i32, stride: i32, activation: i32,
+    }
+    /// `HopperLinearArgs`.
+    HopperArguments {
+        x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64,
+        rows: i32, k: i32, columns: i32, stride: i32,
+    }
+    /// `RotaryArgs`.
+    RotaryArguments { qkv: u64, cos_sin: u64, batch: u64, heads: i32, half: i32, stride: i32, }
+    /// `AttentionArgs`.
+    AttentionArguments {
+        qkv: u64, context: u64, relative: u64, batch: u64,
+        heads: i32, head_dim: i32, stride: i32, context_stride: i32,
+        window: i32, positions: i32, scale: f32,
+    }
+    /// `PoolArgs`.
+    PoolArguments {
+        hidden: u64, vectors: u64, batch: u64,
+        width: i32, stride: i32, mode: i32, skip: i32, first: i32,
+    }
+    /// `WidenArgs`.
+    WidenArguments { input: u64, out: u64, batch: u64, width: i32, stride: i32, first: i32, }
+    /// `FusedArgs`.
+    FusedArguments {
+        tokens: u64, tiles: u64, offsets: u64, vectors: u64, hidden: u64,
+        word: u64, position: u64, token_type: u64, chunks: u64, parameters: u64,
+        tile_count: i32, layers: i32, inner: i32, mode: i32, skip: i32, stages: i32, eps: f32,
+    }
+    /// `ArrangeArgs`.
+    ArrangeArguments { from: u64, to: u64, stride: i32, n0: i32, k0: i32, n: i32, k: i32, }
+}

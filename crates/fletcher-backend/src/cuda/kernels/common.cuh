@@ -1,0 +1,215 @@
+// What all kernels share: number formats, tensor-core instructions and copies, as inline PTX.
+//
+// No header of the CUDA toolkit is used, so that any compiler of the toolkit (nvcc or NVRTC) makes
+// the cubins from these files alone.
+#pragma once
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE __device__ __forceinline__
+
+// Storage formats. Sums, norms and softmax are f32 in each.
+struct Half { u16 bits; };
+struct Bf16 { u16 bits; };
+
+template <class T> struct Format;
+
+template <> struct Format<Half> {
+  static DEVICE u32 pack(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+  }
+  static DEVICE float low(u32 v) {
+    float f;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(v));
+    return f;
+  }
+  static DEVICE float high(u32 v) {
+    float f;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(v));
+    return f;
+  }
+};
+
+template <> struct Format<Bf16> {
+  static DEVICE u32 pack(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+  }
+  static DEVICE float low(u32 v) { return __uint_as_float(v << 16); }
+  static DEVICE float high(u32 v) { return __uint_as_float(v & 0xffff0000u); }
+};
+
+DEVICE float load1(const float* p) { return *p; }
+DEVICE float load1(const Half* p) { return Format<Half>::low(p->bits); }
+DEVICE float load1(const Bf16* p) { return Format<Bf16>::low(p->bits); }
+DEVICE void store1(float* p, float v) { *p = v; }
+DEVICE void store1(Half* p, float v) { p->bits = (u16)Format<Half>::pack(v, 0.f); }
+DEVICE void store1(Bf16* p, float v) { p->bits = (u16)Format<Bf16>::pack(v, 0.f); }
+
+// Two neighbours at an even column.
+template <class T> DEVICE void load2(const T* p, float& a, float& b) {
+  u32 v = *(const u32*)p;
+  a = Format<T>::low(v);
+  b = Format<T>::high(v);
+}
+DEVICE void load2(const float* p, float& a, float& b) {
+  float2 v = *(const float2*)p;
+  a = v.x;
+  b = v.y;
+}
+template <class T> DEVICE void store2(T* p, float a, float b) { *(u32*)p = Format<T>::pack(a, b); }
+DEVICE void store2(float* p, float a, float b) { *(float2*)p = make_float2(a, b); }
+
+// Eight neighbours at a column that is a multiple of eight.
+template <class T> DEVICE void load8(const T* p, float (&v)[8]) {
+  uint4 w = *(const uint4*)p;
+  v[0] = Format<T>::low(w.x), v[1] = Format<T>::high(w.x), v[2] = Format<T>::low(w.y), v[3] = Format<T>::high(w.y);
+  v[4] = Format<T>::low(w.z), v[5] = Format<T>::high(w.z), v[6] = Format<T>::low(w.w), v[7] = Format<T>::high(w.w);
+}
+DEVICE void load8(const float* p, float (&v)[8]) {
+  float4 a = ((const float4*)p)[0], b = ((const float4*)p)[1];
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+template <class T> DEVICE void store8(T* p, const float (&v)[8]) {
+  *(uint4*)p = make_uint4(Format<T>::pack(v[0], v[1]), Format<T>::pack(v[2], v[3]), Format<T>::pack(v[4], v[5]),
+                          Format<T>::pack(v[6], v[7]));
+}
+DEVICE void store8(float* p, const float (&v)[8]) {
+  ((float4*)p)[0] = make_float4(v[0], v[1], v[2], v[3]);
+  ((float4*)p)[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
+DEVICE void ldmatrix(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+DEVICE void ldmatrix_transposed(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// c += a * b, 16x16 times 16x8.
+template <class T> DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
+template <> DEVICE void mma<Half>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <> DEVICE void mma<Bf16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c += a * b, 16x8 times 8x8, operands rounded to TF32.
+DEVICE void mma_tf32(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// x = high + low, each a TF32 number: three products of such halves give an f32 product's accuracy.
+DEVICE void split_tf32(float x, u32& high, u32& low) {
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
+  float rest = x - __uint_as_float(high);
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(rest));
+}
+
+// 16 bytes from global to shared memory; zeros unless `valid`.
+DEVICE void copy_async(u32 to, const void* from, bool valid) {
+  int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+DEVICE float warp_sum(float v) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
+  return v;
+}
+DEVICE float warp_max(float v) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
+  return v;
+}
+
+DEVICE float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Barriers in shared memory that count arrivals and, on newer cards, the bytes of bulk copies.
+DEVICE void barrier_init(u32 at, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+DEVICE void barrier_arrive(u32 at) {
+  asm volatile("{ .reg .b64 s; mbarrier.arrive.shared::cta.b64 s, [%0]; }" ::"r"(at) : "memory");
+}
+DEVICE void barrier_wait(u32 at, u32 parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(at), "r"(parity) : "memory");
+#else
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.test_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(at), "r"(parity) : "memory");
+#endif
+}
+DEVICE void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A batch as the host lays it out: this header, then the arrays it points into (word indices).
+struct Batch {
+  u32 tokens, rows, items, unused;
+  u32 ids, positions, places, offsets, work, pad[3];
+};
+DEVICE const u32* part(const Batch* b, u32 at) { return (const u32*)b + at; }
+
+// The numbers of spec::Activation.
+enum Activation { GELU_ERF = 0, GELU_TANH = 1, SILU = 2, RELU = 3, TANH = 4, IDENTITY = 5 };
+
+DEVICE float gelu_erf_exact(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678118654752f)); }
+
+DEVICE float activate(int activation, float x) {
+  switch (activation) {
+    case GELU_ERF: return gelu_erf_exact(x);
+    case GELU_TANH: return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case SILU: return x / (1.f + expf(-x));
+    case RELU: return x < 0.f ? 0.f : x;  // keeps NaN
+    case TANH: return tanhf(x);
+    default: return x;
+  }
+}
+
+// The exact GELU, x * Phi(x), with Phi as a polynomial between -4.25 and 4.25 and 0 or 1 outside:
+// at most 4.6e-5 from the true value, a tenth of what rounding to f16 costs a number near 1.
+DEVICE float gelu(float x) {
+  float c = fminf(fmaxf(x, -4.25f), 4.25f), u = c * c;
+  float p = 5.564813193581486e-11f;
+  p = fmaf(p, u, -5.3277107170401905e-09f);
+  p = fmaf(p, u, 2.2554091572146717e-07f);
+  p = fmaf(p, u, -5.626389793178532e-06f);
+  p = fmaf(p, u, 9.34182753553614e-05f);
+  p = fmaf(p, u, -0.0011085582664236426f);
+  p = fmaf(p, u, 0.009815962053835392f);
+  p = fmaf(p, u, -0.0663444772362709f);
+  p = fmaf(p, u, 0.3989023268222809f);
+  return x * __saturatef(fmaf(c, p, 0.5f));
+}

@@ -1,0 +1,463 @@
+//! The backend's operations: which kernel runs over which slots.
+
+use fletcher_core::backend::{
+    AttentionOp, Backend, BackendError, EmbeddingSource, Epilogue, LinearOp, LinearSource, NormOp,
+    PoolOp, Pooling, Slot, encode_layers,
+};
+use fletcher_core::encoder::EncoderWeights;
+use fletcher_core::pack::PackedBatch;
+use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
+use fletcher_core::weights::{StoredDtype, Tensor};
+
+use super::arena::Arena;
+use super::device::{DeviceBuffer, Grid, Matrix};
+use super::kernels::{
+    AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
+    HopperArguments, HopperTile,
+    LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments, RotaryArguments, TILE, WidenArguments, tiled_shared,
+};
+use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
+
+/// Tokens of a block: enough for every multiprocessor to have several tiles of each product, few
+/// enough that a block's activations mostly stay in the L2 cache from one operation to the next.
+const BLOCK_TOKENS: usize = 16_384;
+/// A block below this would leave multiprocessors idle.
+const BLOCK_TOKENS_MIN: usize = 1024;
+
+/// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what it
+/// costs beside another tile's products. Fitted to the times of every variant on the shapes of MiniLM
+/// and BERT base at 2,048 to 65,536 tokens: the choice is within 4 % of the best of them.
+const EPILOGUE_STEPS: usize = 5;
+const EPILOGUE_STEPS_BESIDE: usize = 3;
+
+/// Blocks of a warp per token.
+fn by_warp(tokens: usize) -> Grid {
+    Grid { blocks: (tokens.div_ceil(4), 1), threads: 128, shared_bytes: 0 }
+}
+
+fn address(buffer: &Option<DeviceBuffer>) -> u64 {
+    buffer.as_ref().map_or(0, DeviceBuffer::address)
+}
+
+impl Cuda {
+    /// A table's rows in the backend's format, padded to the stride.
+    fn upload_table(&self, table: &Tensor, width: usize) -> Result<DeviceBuffer, BackendError> {
+        let rows = table.elements() / width;
+        let same = matches!(
+            (table.dtype, self.format),
+            (StoredDtype::F16, Format::F16)
+                | (StoredDtype::Bf16, Format::Bf16)
+                | (StoredDtype::F32, Format::F32)
+        );
+        if same && stride(width) == width {
+            return self.upload(&table.bytes, "the embedding table");
+        }
+        let mut bytes = Vec::with_capacity(rows * stride(width) * self.format.bytes());
+        let mut row = vec![0.0; stride(width)];
+        for index in 0..rows {
+            table.read_f32(index * width, &mut row[..width]);
+            bytes.extend(self.encode_values(&row, "the embedding table")?);
+        }
+        self.upload(&bytes, "the embedding table")
+    }
+}
+
+impl Cuda {
+    /// The linear layer on Hopper's own kernels, if there is one for it.
+    fn linear_hopper(
+        &self,
+        arena: &mut Arena,
+        op: &LinearOp<'_, Self>,
+    ) -> Option<Result<(), BackendError>> {
+        let (maps, all) = (op.weight.maps?, self.kernels.hopper?);
+        let columns = arena.stride(op.output);
+        let multiprocessors = self.device.limits().multiprocessors;
+        let tiles = |width: usize| columns.div_ceil(width) * arena.tokens.div_ceil(TILE);
+        // Rounds of tiles times the time of one, in columns of products of one step.
+        let steps = op.weight.cols.div_ceil(64);
+        let cost = |&at: &usize| {
+            let HopperTile { width, turns, .. } = HOPPER_TILES[at];
+            let epilogue = if turns { EPILOGUE_STEPS_BESIDE } else { EPILOGUE_STEPS };
+            tiles(width).div_ceil(multiprocessors) * width * (steps + epilogue)
+        };
+        let wanted = |at: &usize| self.tile.is_none_or(|only| only == *at);
+        let at = (0..HOPPER_TILES.len()).filter(wanted).min_by_key(cost)?;
+        let kernels = all[at];
+        let kernel = match op.epilogue {
+            Epilogue::Store | Epilogue::Activate(Activation::Identity) => kernels.store,
+            Epilogue::Accumulate => kernels.accumulate,
+            Epilogue::Activate(Activation::GeluErf) => kernels.gelu,
+            Epilogue::Activate(_) | Epilogue::Gate(_) => return None,
+        };
+        let arguments = HopperArguments {
+            x: arena.map(op.input)?,
+            w: maps[HOPPER_WIDTHS.iter().position(|&width| width == HOPPER_TILES[at].width)?],
+            bias: address(&op.weight.bias),
+            y: arena.slot(op.output),
+            batch: arena.batch.address(),
+            rows: op.weight.rows as i32,
+            k: op.weight.cols as i32,
+            columns: columns as i32,
+            stride: columns as i32,
+        };
+        let blocks = tiles(HOPPER_TILES[at].width).min(multiprocessors);
+        let shared_bytes = kernels.shared_bytes;
+        let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };
+        // SAFETY: `HopperLinearArgs`; the maps are of the slot and the weight, and the output slot
+        // has a row per token.
+        Some(unsafe { arena.stream.launch(&kernel, grid, &arguments) })
+    }
+}
+
+impl Backend for Cuda {
+    type Linear = Linear;
+    type Norm = Norm;
+    type Embedding = Embedding;
+    type Rotary = Rotary;
+    type RelativeBias = RelativeBias;
+    type Arena = Arena;
+
+    fn preferred_tokens(&self, spec: &EncoderSpec) -> usize {
+        let wanted = small::preferred_tokens(self, spec).unwrap_or(BLOCK_TOKENS);
+        // Half of what is free: the weights are not there yet when the arenas are planned.
+        let free = self.device.memory_free().unwrap_or(0) / 2;
+        let fitting = free / (self.workers * Arena::bytes_per_token(spec, self.format));
+        wanted.min(fitting).max(BLOCK_TOKENS_MIN)
+    }
+
+    fn workers(&self) -> usize {
+        self.workers
+    }
+
+    fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
+        let LinearSource { rows, cols, weight, bias, gated } = source;
+        // Gate and value rows in turn, so that a thread holds both of an output.
+        let from = |row: usize| match gated {
+            true => row / 2 + row % 2 * (rows / 2),
+            false => row,
+        };
+        let mut padded = vec![0.0; rows * stride(cols)];
+        for (row, out) in padded.chunks_exact_mut(stride(cols)).enumerate() {
+            let row = from(row);
+            out[..cols].copy_from_slice(&weight[row * cols..(row + 1) * cols]);
+        }
+        let bytes = self.encode_values(&padded, "a weight matrix")?;
+        let weight = self.upload(&bytes, "the weights")?;
+        let bias = match bias {
+            Some(bias) => {
+                // A tile may be wider than what is left of the matrix.
+                let padding = rows.next_multiple_of(256) - rows;
+                let values = (0..rows).map(|row| bias[from(row)]);
+                let values = values.chain(std::iter::repeat_n(0.0, padding));
+                Some(self.upload_floats(values, "the weights")?)
+            }
+            None => None,
+        };
+        let cols = stride(cols);
+        let map = |tile_rows| {
+            let bf16 = self.format == Format::Bf16;
+            let matrix = Matrix { address: weight.address(), rows, cols, bf16 };
+            self.device.tensor_map(matrix, tile_rows)
+        };
+        let maps = match (&self.kernels.hopper, HOPPER_WIDTHS) {
+            (Some(_), [a, b, c, d]) => Some([map(a)?, map(b)?, map(c)?, map(d)?]),
+            (None, _) => None,
+        };
+        Ok(Linear { weight, bias, rows, cols, maps })
+    }
+
+    fn upload_norm(
+        &self,
+        scale: &[f32],
+        bias: Option<&[f32]>,
+        eps: f64,
+    ) -> Result<Norm, BackendError> {
+        let padding = std::iter::repeat_n(0.0, stride(scale.len()) - scale.len());
+        let padded = |values: &[f32]| {
+            let values = values.to_vec().into_iter().chain(padding.clone());
+            self.upload_floats(values, "the weights")
+        };
+        let bias = bias.map(padded).transpose()?;
+        Ok(Norm { scale: padded(scale)?, bias, width: scale.len(), eps: eps as f32 })
+    }
+
+    fn upload_embedding(&self, source: EmbeddingSource) -> Result<Embedding, BackendError> {
+        let width = source.word.shape[1];
+        let upload = |table: &Tensor| self.upload_table(table, width);
+        Ok(Embedding {
+            word: upload(&source.word)?,
+            position_rows: source.position.as_ref().map_or(0, |table| table.elements() / width),
+            position: source.position.as_ref().map(upload).transpose()?,
+            token_type: source.token_type.as_ref().map(upload).transpose()?,
+            position_offset: source.position_offset,
+            small: small::Cache::default(),
+        })
+    }
+
+    fn upload_rotary(
+        &self,
+        theta: f64,
+        head_dim: usize,
+        positions: usize,
+    ) -> Result<Rotary, BackendError> {
+        let table = rotary_table(theta, head_dim, positions).into_iter();
+        let cos_sin = self.upload_floats(table.flat_map(|(cos, sin)| [cos, sin]), "rotary tables")?;
+        Ok(Rotary { cos_sin, head_dim })
+    }
+
+    fn upload_relative_bias(
+        &self,
+        by_distance: &[Vec<f32>],
+        positions: usize,
+    ) -> Result<RelativeBias, BackendError> {
+        let values = by_distance.iter().flatten().copied();
+        Ok(RelativeBias { by_distance: self.upload_floats(values, "position biases")?, positions })
+    }
+
+    fn plan(&self, spec: &EncoderSpec, max_tokens: usize) -> Result<Arena, BackendError> {
+        if spec.head_dim > HEAD_DIM_MAX {
+            let found = spec.head_dim;
+            return Err(self.device.error(format!(
+                "heads of {found} columns; this device's attention takes at most {HEAD_DIM_MAX}"
+            )));
+        }
+        Arena::new(&self.device, spec, self.format, max_tokens)
+    }
+
+    fn embed(
+        &self,
+        arena: &mut Arena,
+        embedding: &Embedding,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        arena.pending = None;
+        arena.stage(batch, embedding.position_offset)?;
+        let arguments = EmbedArguments {
+            word: embedding.word.address(),
+            position: address(&embedding.position),
+            token_type: address(&embedding.token_type),
+            out: arena.slot(Slot::Hidden),
+            batch: arena.batch.address(),
+            width: arena.spec.hidden as i32,
+            stride: arena.stride(Slot::Hidden) as i32,
+        };
+        // SAFETY: `EmbedArgs`; the slot has a row per token, ids and positions are checked by the
+        // embedder, and weights and arena outlive the wait that ends every batch.
+        unsafe { arena.stream.launch(&self.kernels.embed, by_warp(arena.tokens), &arguments) }
+    }
+
+    fn linear(&self, arena: &mut Arena, op: LinearOp<'_, Self>) -> Result<(), BackendError> {
+        self.device.enter()?;
+        let (weight, k) = (op.weight, &self.kernels);
+        assert_eq!(arena.stride(op.input), weight.cols, "the weight is for another width");
+        if let Some(done) = self.linear_hopper(arena, &op) {
+            return done;
+        }
+        let to = arena.stride(op.output);
+        let (kernel, activation, columns) = match op.epilogue {
+            Epilogue::Store => (&k.linear_store, Activation::Identity, to),
+            Epilogue::Accumulate => (&k.linear_accumulate, Activation::Identity, to),
+            Epilogue::Activate(Activation::GeluErf) => (&k.linear_gelu, Activation::GeluErf, to),
+            Epilogue::Activate(activation) => (&k.linear_activate, activation, to),
+            Epilogue::Gate(activation) => (&k.linear_gate, activation, 2 * to),
+        };
+        let arguments = LinearArguments {
+            x: arena.slot(op.input),
+            w: weight.weight.address(),
+            bias: address(&weight.bias),
+            y: arena.slot(op.output),
+            batch: arena.batch.address(),
+            rows: weight.rows as i32,
+            k: weight.cols as i32,
+            columns: columns as i32,
+            stride: to as i32,
+            activation: number(activation),
+        };
+        let grid = Grid {
+            blocks: (columns.div_ceil(TILE), arena.tokens.div_ceil(TILE)),
+            threads: 256,
+            shared_bytes: LINEAR_SHARED,
+        };
+        // SAFETY: `LinearArgs`; both slots have a row per token, of the strides given.
+        unsafe { arena.stream.launch(kernel, grid, &arguments) }
+    }
+
+    fn norm(&self, arena: &mut Arena, op: NormOp<'_, Self>) -> Result<(), BackendError> {
+        self.device.enter()?;
+        assert_eq!(op.norm.width, arena.spec.hidden, "the norm is for another width");
+        let arguments = NormArguments {
+            input: arena.slot(op.input),
+            out: arena.slot(op.output),
+            scale: op.norm.scale.address(),
+            bias: address(&op.norm.bias),
+            batch: arena.batch.address(),
+            width: op.norm.width as i32,
+            stride: arena.stride(op.input) as i32,
+            eps: op.norm.eps,
+        };
+        // SAFETY: `NormArgs`; both slots are `hidden` wide, and a row is read before it is written.
+        unsafe { arena.stream.launch(&self.kernels.norm, by_warp(arena.tokens), &arguments) }
+    }
+
+    fn rotary(
+        &self,
+        arena: &mut Arena,
+        rotary: &Rotary,
+        _batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        let (heads, half) = (2 * arena.spec.heads, rotary.head_dim / 2);
+        let arguments = RotaryArguments {
+            qkv: arena.slot(Slot::Qkv),
+            cos_sin: rotary.cos_sin.address(),
+            batch: arena.batch.address(),
+            heads: heads as i32,
+            half: half as i32,
+            stride: arena.stride(Slot::Qkv) as i32,
+        };
+        let blocks = (arena.tokens * heads * half).div_ceil(256);
+        let grid = Grid { blocks: (blocks, 1), threads: 256, shared_bytes: 0 };
+        // SAFETY: `RotaryArgs`; the table has a row for every place that a sequence may have.
+        unsafe { arena.stream.launch(&self.kernels.rotary, grid, &arguments) }
+    }
+
+    fn attention(
+        &self,
+        arena: &mut Arena,
+        op: AttentionOp<'_, Self>,
+        _batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        let EncoderSpec { heads, head_dim, .. } = arena.spec;
+        let arguments = AttentionArguments {
+            qkv: arena.slot(Slot::Qkv),
+            context: arena.slot(Slot::Context),
+            relative: op.relative.map_or(0, |bias| bias.by_distance.address()),
+            batch: arena.batch.address(),
+            heads: heads as i32,
+            head_dim: head_dim as i32,
+            stride: arena.stride(Slot::Qkv) as i32,
+            context_stride: arena.stride(Slot::Context) as i32,
+            window: op.window.map_or(-1, |window| window.min(i32::MAX as usize / 2) as i32),
+            positions: op.relative.map_or(0, |bias| bias.positions as i32),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        let tiled = self.kernels.attention_tiled.as_ref();
+        let tiled = tiled.and_then(|all| all.iter().find(|(dim, _)| head_dim <= *dim));
+        let (kernel, blocks, shared_bytes) = match tiled {
+            Some((dim, kernel)) => (kernel, arena.items, tiled_shared(*dim)),
+            // Sixteen blocks of four queries for each item.
+            None => (&self.kernels.attention_plain, 16 * arena.items, 0),
+        };
+        let grid = Grid { blocks: (blocks, heads), threads: 128, shared_bytes };
+        // SAFETY: `AttentionArgs`; the slots have the strides given, and the bias covers every
+        // distance within the longest sequence.
+        unsafe { arena.stream.launch(kernel, grid, &arguments) }
+    }
+
+    fn encode(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        match small::stage(self, arena, model, batch)? {
+            true => Ok(()),
+            false => encode_layers(self, arena, model, batch),
+        }
+    }
+
+    fn pool(
+        &self,
+        arena: &mut Arena,
+        op: PoolOp,
+        batch: &PackedBatch,
+        vectors: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        let d = arena.spec.hidden;
+        assert_eq!(vectors.len(), batch.rows() * d, "a vector per row");
+        if arena.pending.is_some() {
+            small::pool(self, arena, op)?;
+            vectors.copy_from_slice(&arena.output.floats()[..vectors.len()]);
+            return Ok(());
+        }
+        for (piece, out) in vectors.chunks_mut(arena.output_values).enumerate() {
+            let arguments = PoolArguments {
+                hidden: arena.slot(Slot::Hidden),
+                vectors: arena.output.address(),
+                batch: arena.batch.address(),
+                width: d as i32,
+                stride: arena.stride(Slot::Hidden) as i32,
+                mode: pooling(op.mode),
+                skip: op.skip.min(i32::MAX as usize) as i32,
+                first: (piece * arena.output_values / d) as i32,
+            };
+            let blocks = (out.len() / d, d.div_ceil(64));
+            let grid = Grid { blocks, threads: 128, shared_bytes: 0 };
+            // SAFETY: `PoolArgs`; the output has room for a piece's rows.
+            unsafe { arena.stream.launch(&self.kernels.pool, grid, &arguments)? };
+            arena.stream.wait()?;
+            out.copy_from_slice(&arena.output.floats()[..out.len()]);
+        }
+        Ok(())
+    }
+
+    fn download_hidden(
+        &self,
+        arena: &mut Arena,
+        batch: &PackedBatch,
+        hidden: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        let d = arena.spec.hidden;
+        assert_eq!(hidden.len(), batch.tokens() * d, "a state per token");
+        if arena.pending.is_some() {
+            small::hidden(self, arena)?;
+            // From here on the states are in the slot, and the batch as the other kernels read it.
+            arena.pending = None;
+            arena.stage(batch, 0)?;
+        }
+        for (piece, out) in hidden.chunks_mut(arena.output_values).enumerate() {
+            let arguments = WidenArguments {
+                input: arena.slot(Slot::Hidden),
+                out: arena.output.address(),
+                batch: arena.batch.address(),
+                width: d as i32,
+                stride: arena.stride(Slot::Hidden) as i32,
+                first: (piece * arena.output_values / d) as i32,
+            };
+            let grid = Grid { blocks: (out.len() / d, 1), threads: 128, shared_bytes: 0 };
+            // SAFETY: `WidenArgs`; the output has room for a piece's rows.
+            unsafe { arena.stream.launch(&self.kernels.widen, grid, &arguments)? };
+            arena.stream.wait()?;
+            out.copy_from_slice(&arena.output.floats()[..out.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// `enum Activation` in `kernels/common.cuh`.
+fn number(activation: Activation) -> i32 {
+    match activation {
+        Activation::GeluErf => 0,
+        Activation::GeluTanh => 1,
+        Activation::Silu => 2,
+        Activation::Relu => 3,
+        Activation::Tanh => 4,
+        Activation::Identity => 5,
+    }
+}
+
+/// `enum Pooling` in the kernels.
+pub(super) fn pooling(mode: Pooling) -> i32 {
+    match mode {
+        Pooling::Cls => 0,
+        Pooling::Max => 1,
+        Pooling::Mean => 2,
+        Pooling::MeanSqrtLen => 3,
+        Pooling::WeightedMean => 4,
+        Pooling::LastToken => 5,
+    }
+}

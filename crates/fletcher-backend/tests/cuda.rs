@@ -1,0 +1,138 @@
+//! The NVIDIA backend against the reference and against `transformers`, in each number format.
+//!
+//! Without a card every test here says so and passes. `cargo xtask gpu-test` builds this file as one
+//! binary that a machine with a card and no toolchain can run in a copy of the tree.
+
+mod common;
+
+use fletcher_backend::cuda::{Cuda, CudaOptions};
+use fletcher_core::backend::Precision;
+use fletcher_core::conformance;
+use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
+
+/// Formats with what rounding to them may change: in states of order 1, and in a unit vector's
+/// cosine.
+const FORMATS: [(Precision, f64, f64); 3] = [
+    (Precision::F32, 5e-5, 1.0 - 1e-9),
+    (Precision::F16, 6e-2, 0.9999),
+    (Precision::Bf16, 5e-1, 0.99),
+];
+
+#[expect(clippy::print_stderr, reason = "a test that could not run has to say so")]
+fn open(options: CudaOptions) -> Option<Cuda> {
+    match Cuda::describe() {
+        Ok(_) => Some(Cuda::open(options).unwrap()),
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            None
+        }
+    }
+}
+
+fn with(precision: Precision) -> Option<Cuda> {
+    open(CudaOptions { precision, ..CudaOptions::default() })
+}
+
+#[test]
+fn conformance() {
+    for (precision, tolerance, _) in FORMATS {
+        let Some(cuda) = with(precision) else { return };
+        conformance::check(&cuda, tolerance).unwrap();
+    }
+}
+
+/// The small encoder's kernel with each number of warpgroups, so that sequences of the suite's
+/// batch cross from one to the next in every way; and each variant of Hopper's linear layer.
+#[test]
+fn conformance_of_every_variant() {
+    let groups = [1, 2, 3].map(|groups| CudaOptions { groups, ..CudaOptions::default() });
+    let tiles = (0..5).map(|tile| CudaOptions { tile: Some(tile), ..CudaOptions::default() });
+    for options in groups.into_iter().chain(tiles) {
+        let Some(cuda) = open(options) else { return };
+        conformance::check(&cuda, 6e-2).unwrap();
+    }
+}
+
+fn worst_cosine(found: &[f32], expected: &[f32], dim: usize) -> f64 {
+    let cosine = |(a, b): (&[f32], &[f32])| {
+        let dot = |x: &[f32], y: &[f32]| -> f64 {
+            x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        };
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    let rows = found.chunks_exact(dim).zip(expected.chunks_exact(dim));
+    // NaN must fail, and `min` would swallow it.
+    rows.map(cosine).fold(1.0, |worst, c| if c.is_nan() { -1.0 } else { f64::min(worst, c) })
+}
+
+#[test]
+fn golden_checkpoints() {
+    for (precision, _, cosine) in FORMATS {
+        for golden in common::all() {
+            let Some(cuda) = with(precision) else { return };
+            let embedder = Embedder::new(golden.model(), cuda, EmbedderConfig::default()).unwrap();
+            let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
+            let found = embedder.embed_ids(&sequences).unwrap();
+            let worst = worst_cosine(&found.values, &golden.vectors, found.dim);
+            eprintln!("{} in {precision:?}: cosine {worst}", golden.name);
+            assert!(worst >= cosine, "{} in {precision:?}: cosine {worst}", golden.name);
+            let hidden = embedder.hidden(&sequences).unwrap();
+            let width = hidden.len() / sequences.iter().map(|s| s.len()).sum::<usize>();
+            let worst = worst_cosine(&hidden, &golden.hidden, width);
+            assert!(worst >= cosine, "{} in {precision:?}: state's cosine {worst}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn golden_texts() {
+    for golden in common::all() {
+        let Some(cuda) = with(Precision::Auto) else { return };
+        let embedder = Embedder::new(golden.model(), cuda, EmbedderConfig::default()).unwrap();
+        let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
+        let found = embedder.embed(&texts, &EmbedOptions::default()).unwrap();
+        for (row, (text, expected)) in golden.texts.iter().enumerate() {
+            let vector = found.vector(row).unwrap_or_else(|| panic!("{:?}", found.rows[row]));
+            let worst = worst_cosine(vector, expected, found.dim);
+            assert!(worst >= 0.9999, "{}: {text:?}: cosine {worst}", golden.name);
+        }
+    }
+}
+
+/// Many rows, so that several blocks are in flight; each vector must be the one it gets alone.
+#[test]
+fn rows_keep_their_vectors() {
+    for golden in common::all() {
+        let Some(cuda) = with(Precision::Auto) else { return };
+        let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
+        let many: Vec<&[u32]> = (0..997).map(|i| sequences[i * 31 % sequences.len()]).collect();
+        let config = EmbedderConfig { threads: 4, batch_tokens: 301 };
+        let embedder = Embedder::new(golden.model(), cuda, config).unwrap();
+        let alone = embedder.embed_ids(&sequences).unwrap();
+        let found = embedder.embed_ids(&many).unwrap();
+        for row in 0..many.len() {
+            let expected = alone.vector(row * 31 % sequences.len()).unwrap();
+            let vector = found.vector(row).unwrap();
+            let worst = common::max_abs(vector, expected);
+            assert!(worst <= 2e-2, "{}: row {row} differs by {worst:e}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn a_limit_on_memory_is_kept() {
+    let options = CudaOptions { memory_bytes: 1 << 12, ..CudaOptions::default() };
+    let Some(cuda) = open(options) else { return };
+    let golden = common::all().swap_remove(0);
+    let error = Embedder::new(golden.model(), cuda, EmbedderConfig::default()).unwrap_err();
+    assert!(error.to_string().contains("out of memory"), "{error}");
+}
+
+#[test]
+fn an_absent_card_says_so() {
+    let error = Cuda::open(CudaOptions { index: 1000, ..CudaOptions::default() }).unwrap_err();
+    assert!(error.to_string().starts_with("cuda:1000 cannot be used: "), "{error}");
+    let int8 = CudaOptions { precision: Precision::Int8, ..CudaOptions::default() };
+    let error = Cuda::open(int8).unwrap_err();
+    assert!(error.to_string().contains("no int8 arithmetic"), "{error}");
+}
