@@ -2,5 +2,6 @@
 
 pub mod cpu;
 pub mod registry;
+pub mod wgpu;
 
 pub use registry::{DeviceChoice, DeviceReport, devices};
