@@ -19,6 +19,8 @@
 
 mod arena;
 mod device;
+#[cfg(test)]
+mod msl;
 mod ops;
 mod pipelines;
 mod shader;
@@ -129,7 +131,10 @@ impl Wgpu {
         head_dim: usize,
         relative: bool,
     ) -> Result<Option<(u32, usize)>, BackendError> {
-        let Some(tile) = self.tile.filter(|_| shader::attention_fits(head_dim)) else {
+        let fits = |tile: &u32| shader::attention_fits(self.gpu.target, *tile, head_dim);
+        // Mesa's software driver compiles the kernel for wide heads for minutes.
+        let sensible = !self.gpu.software || head_dim <= 64;
+        let Some(tile) = self.tile.filter(fits).filter(|_| sensible) else {
             return Ok(None);
         };
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);

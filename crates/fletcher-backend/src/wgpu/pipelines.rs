@@ -41,7 +41,7 @@ pub(super) fn compile_text(gpu: &Gpu, text: &str, label: &str) -> wgpu::ComputeP
     // SAFETY: the text is ours. Every index is below a bound that the host checked when it planned
     // the arena and the dispatch (slots and weights are padded to whole tiles), and every loop is
     // bounded by such a number.
-    let module = unsafe { gpu.device.create_shader_module_trusted(descriptor, unchecked()) };
+    let module = unsafe { gpu.device.create_shader_module_trusted(descriptor, runtime_checks()) };
     gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some(label),
         layout: Some(&gpu.layouts.pipeline),
@@ -49,14 +49,16 @@ pub(super) fn compile_text(gpu: &Gpu, text: &str, label: &str) -> wgpu::ComputeP
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &[],
-            // Every kernel writes its workgroup memory before it reads it.
-            zero_initialize_workgroup_memory: false,
+            zero_initialize_workgroup_memory: ZERO_WORKGROUP_MEMORY,
         },
         cache: None,
     })
 }
 
+/// Every kernel writes its workgroup memory before it reads it.
+pub(super) const ZERO_WORKGROUP_MEMORY: bool = false;
+
 /// No clamped indices, and no 64-bit counter in every loop.
-fn unchecked() -> wgpu::ShaderRuntimeChecks {
+pub(super) fn runtime_checks() -> wgpu::ShaderRuntimeChecks {
     wgpu::ShaderRuntimeChecks::unchecked()
 }

@@ -89,8 +89,15 @@ pub(super) const HEAD_CHUNK: usize = 64;
 pub(super) const POINTWISE_THREADS: usize = 64;
 /// Rows of a workgroup of the norm.
 pub(super) const NORM_ROWS: usize = 4;
-/// Widest head of the cooperative attention: its workgroup memory is then 32 KiB, Metal's limit.
-const COOPERATIVE_HEAD_MAX: usize = 128;
+/// Workgroup memory of the largest kernel; Metal has no more on any device.
+const WORKGROUP_BYTES: usize = 32 << 10;
+/// Keys that the cooperative attention takes at a time.
+const KEYS: usize = 64;
+/// Elements from one row of its scores, weights and values to the next: not a multiple of the
+/// memory's banks.
+const SCORE_PITCH: u32 = KEYS as u32 + 4;
+const WEIGHT_PITCH: u32 = KEYS as u32 + 8;
+const VALUE_PAD: usize = 8;
 
 /// One kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +121,13 @@ pub(super) enum Kernel {
     },
 }
 
-/// Whether the cooperative attention can take such heads.
-pub(super) fn attention_fits(head_dim: usize) -> bool {
-    head_dim.is_multiple_of(16) && head_dim <= COOPERATIVE_HEAD_MAX
+/// Whether the cooperative attention can take such heads: in whole tiles of either size, and in the
+/// workgroup memory that every device has.
+pub(super) fn attention_fits(target: Target, tile: u32, head_dim: usize) -> bool {
+    let element = target.element.bytes();
+    let f32s = (tile * tile + QUERIES as u32 * SCORE_PITCH + 2 * 4 * target.lanes) as usize;
+    let elements = QUERIES * WEIGHT_PITCH as usize + KEYS * (head_dim + VALUE_PAD);
+    head_dim.is_multiple_of(16) && 4 * f32s + element * elements <= WORKGROUP_BYTES
 }
 
 /// The kernel's WGSL.
@@ -366,7 +377,7 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
         line!(finish, 4, "    }}");
         line!(finish, 4, "}}");
     }
-    let pitch = dim + 8;
+    let pitch = dim + VALUE_PAD as u32;
     let values = [
         ("T", number(tile)),
         ("DIM", number(dim)),
@@ -374,8 +385,12 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
         ("LANES", number(threads / QUERIES as u32)),
         ("THREADS", number(threads)),
         ("TILE", number(tile * tile)),
+        ("SCORE_PITCH", number(SCORE_PITCH)),
+        ("SCORE_VALUES", number(QUERIES as u32 * SCORE_PITCH)),
+        ("WEIGHT_PITCH", number(WEIGHT_PITCH)),
+        ("WEIGHT_VALUES", number(QUERIES as u32 * WEIGHT_PITCH)),
         ("VALUE_PITCH", number(pitch)),
-        ("VALUES", number(64 * pitch)),
+        ("VALUES", number(KEYS as u32 * pitch)),
         ("QUERIES", queries),
         ("SCORES", scores),
         ("ZERO", zero),

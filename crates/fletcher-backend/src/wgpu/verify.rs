@@ -243,3 +243,53 @@ impl Random {
         b.upload_linear(source)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use fletcher_core::backend::Precision;
+
+    use super::super::{Api, Wgpu, shader};
+    use super::*;
+
+    /// Where the device lists cooperative matrices, ours must pass: else the other tests would
+    /// quietly test the plain kernels.
+    #[test]
+    fn cooperative_kernels_are_right_here() {
+        let api = if cfg!(target_os = "macos") { Api::Metal } else { Api::Vulkan };
+        for precision in [Precision::F32, Precision::F16] {
+            let opened = Wgpu::open(api, 0, precision);
+            let Some(wgpu) = opened.ok().filter(|wgpu| wgpu.gpu.tile.is_some()) else {
+                let message = "NOT RUN: no device that lists cooperative matrices for";
+                writeln!(std::io::stderr(), "wgpu: {message} {precision:?}").unwrap();
+                continue;
+            };
+            let tile = wgpu.tile.expect("the cooperative GEMM computes what the definition says");
+            for dim in [16, 32, 48, 64] {
+                if shader::attention_fits(wgpu.gpu.target, tile, dim) {
+                    for relative in [false, true] {
+                        
+                        assert!(attention(&wgpu, tile, dim, relative).unwrap(), "{dim} {relative}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is compared must tell right from wrong.
+    #[test]
+    fn a_wrong_number_is_seen() {
+        let Ok(wgpu) = Wgpu::open(Api::Vulkan, 0, Precision::F16) else {
+            return;
+        };
+        let spec = spec(72, 1, 72, 180);
+        let right = products(&Reference, &spec, |arena, op| Reference.linear(arena, op)).unwrap();
+        assert!(agree(&wgpu, &right, &right));
+        let mut wrong = right.clone();
+        wrong[77] += 0.1;
+        assert!(!agree(&wgpu, &right, &wrong));
+        wrong[77] = f32::NAN;
+        assert!(!agree(&wgpu, &right, &wrong));
+    }
+}
