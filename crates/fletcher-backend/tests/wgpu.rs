@@ -5,30 +5,32 @@ mod common;
 
 use std::io::Write;
 
-use fletcher_backend::wgpu::{Api, Wgpu};
+use fletcher_backend::wgpu::{Api, KernelSet, Wgpu};
 use fletcher_core::backend::{BackendError, Precision};
 use fletcher_core::conformance;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
 
 const API: Api = if cfg!(target_os = "macos") { Api::Metal } else { Api::Vulkan };
 
-/// The device with the kernels it would choose, and with the plain ones if those are others.
-/// Nothing, said aloud, where there is no device: tests of a GPU cannot run without one.
+/// The device with each set of kernels that it has, the best first. Nothing, said aloud, where there
+/// is no device: tests of a GPU cannot run without one.
 fn backends(precision: Precision) -> Vec<Wgpu> {
-    match Wgpu::open(API, 0, precision) {
-        Ok(best) => {
-            let plain = Wgpu::open_plain(API, 0, precision).unwrap();
-            let other = plain.name() != best.name();
-            let backends = if other { vec![best, plain] } else { vec![best] };
-            backends.iter().for_each(|backend| say(&format!("runs on {}", backend.name())));
-            backends
+    let mut backends: Vec<Wgpu> = Vec::new();
+    for set in [KernelSet::Staged, KernelSet::Cooperative, KernelSet::Plain] {
+        match Wgpu::open_with(API, 0, precision, set) {
+            Ok(wgpu) if backends.iter().all(|known| known.name() != wgpu.name()) => {
+                say(&format!("runs on {}", wgpu.name()));
+                backends.push(wgpu);
+            }
+            Ok(_) => {}
+            Err(BackendError::Absent { device, reason }) => {
+                say(&format!("NOT RUN: {device} is absent: {reason}"));
+                return Vec::new();
+            }
+            Err(error) => panic!("{error}"),
         }
-        Err(BackendError::Absent { device, reason }) => {
-            say(&format!("NOT RUN: {device} is absent: {reason}"));
-            Vec::new()
-        }
-        Err(error) => panic!("{error}"),
     }
+    backends
 }
 
 /// Past the test harness, which keeps what a passing test prints to itself.

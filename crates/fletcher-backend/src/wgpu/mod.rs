@@ -25,6 +25,8 @@ mod ops;
 mod pipelines;
 mod shader;
 mod verify;
+#[cfg(test)]
+mod tune;
 
 pub use arena::Arena;
 pub use device::Api;
@@ -35,7 +37,18 @@ use fletcher_core::backend::{BackendError, Precision};
 
 use device::Gpu;
 use pipelines::Pipelines;
-use shader::Kernel;
+use shader::{Kernel, Tiling};
+
+/// Which kernels do the matrix products; the later ones are faster where a device has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelSet {
+    /// In f32 arithmetic, on any device.
+    Plain,
+    /// With cooperative matrices, loaded straight from memory.
+    Cooperative,
+    /// With cooperative matrices, staged in workgroup memory.
+    Staged,
+}
 
 /// A GPU through wgpu.
 #[derive(Debug, Clone)]
@@ -44,6 +57,8 @@ pub struct Wgpu {
     pipelines: Arc<Pipelines>,
     /// Side of the cooperative tiles in use, which were found to compute right.
     tile: Option<u32>,
+    /// Whether the cooperative GEMM goes through workgroup memory.
+    staged: bool,
     /// Bound by kernels that read none.
     no_parameters: wgpu::BindGroup,
     /// Cooperative attention that was tried, by head size and whether it has a relative bias, and
@@ -57,29 +72,25 @@ impl Wgpu {
     /// # Errors
     /// When there is none, or when it lacks something that the kernels need.
     pub fn open(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
-        Self::with_kernels(api, index, precision, true)
+        Self::open_with(api, index, precision, KernelSet::Staged)
     }
 
-    /// As [`Self::open`], without the cooperative kernels even where the device has them.
+    /// As [`Self::open`], with no better kernels than `best`.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_plain(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
-        Self::with_kernels(api, index, precision, false)
-    }
-
-    fn with_kernels(
+    pub fn open_with(
         api: Api,
         index: usize,
         precision: Precision,
-        cooperative: bool,
+        best: KernelSet,
     ) -> Result<Self, BackendError> {
         let mut gpu = Gpu::open(api, index, precision)?;
         let lanes = verify::lanes(&gpu)?;
         gpu.target.lanes = lanes;
         let tile = match gpu.tile {
             // The cooperative kernels' workgroups are made of whole subgroups of these sizes.
-            Some(tile) if cooperative && matches!(lanes, 8 | 16 | 32 | 64) => Some(tile),
+            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => Some(tile),
             _ => None,
         };
         let no_parameters = gpu.parameters(&[]);
@@ -87,15 +98,25 @@ impl Wgpu {
             gpu: Arc::new(gpu),
             pipelines: Arc::default(),
             tile,
+            staged: false,
             no_parameters,
             heads: Arc::default(),
         };
-        if let Some(tile) = tile
-            && !verify::gemm(&wgpu, tile)?
-        {
-            wgpu.tile = None;
+        if let Some(tile) = tile {
+            let stage = best >= KernelSet::Staged && wgpu.can_stage(api, tile);
+            wgpu.staged = stage && verify::gemm(&wgpu, tile, true)?;
+            if !wgpu.staged && !verify::gemm(&wgpu, tile, false)? {
+                wgpu.tile = None;
+            }
         }
         Ok(wgpu)
+    }
+
+    /// Whether the device can run the staged GEMM: Metal's language cannot say it.
+    fn can_stage(&self, api: Api, tile: u32) -> bool {
+        let most = self.gpu.device.limits().max_compute_workgroup_storage_size;
+        let large = Tiling::large(tile, true);
+        api == Api::Vulkan && large.workgroup_bytes(self.gpu.target.element) <= most
     }
 
     /// What `fletcher info` says of an API's adapters.
@@ -115,6 +136,7 @@ impl Wgpu {
     /// The adapter's name, and which kernels are in use.
     pub fn name(&self) -> String {
         let kernels = match self.tile {
+            Some(tile) if self.staged => format!("{tile}x{tile}x{tile} cooperative matrices, staged"),
             Some(tile) => format!("{tile}x{tile}x{tile} cooperative matrices"),
             None => "plain kernels".to_owned(),
         };

@@ -35,7 +35,7 @@ fn kernels(element: Element) -> Vec<Kernel> {
     for activation in [GeluErf, GeluTanh, Silu, Relu, Tanh, Identity] {
         epilogues.extend([Epilogue::Activate(activation), Epilogue::Gate(activation)]);
     }
-    for tiling in [None, Some(Tiling::small(TILE)), Some(Tiling::large(TILE))] {
+    for tiling in [None, Some(Tiling::small(TILE, false)), Some(Tiling::large(TILE, false))] {
         kernels.extend(epilogues.iter().map(|&epilogue| Kernel::Gemm { epilogue, tiling }));
     }
     for relative in [false, true] {
@@ -193,7 +193,7 @@ fn every_kernel_translates_to_sound_metal() {
 /// The checks above must be able to fail.
 #[test]
 fn each_property_is_checked() {
-    let gemm = Kernel::Gemm { epilogue: Epilogue::Store, tiling: Some(Tiling::small(TILE)) };
+    let gemm = Kernel::Gemm { epilogue: Epilogue::Store, tiling: Some(Tiling::small(TILE, false)) };
     let wgsl = shader::text(gemm, target(Element::F16));
     assert_eq!(findings(&wgsl, true), Vec::<String>::new());
     let changed = |changes: &[(&str, &str)]| {

@@ -20,6 +20,8 @@ use super::{Embedding, Linear, Norm, RelativeBias, Rotary, Wgpu};
 const BLOCK_BYTES: usize = 192 << 20;
 /// A block above this many tokens gains nothing.
 const BLOCK_TOKENS_MAX: usize = 16_384;
+/// A block is not split below this many tokens.
+const BLOCK_TOKENS_LEAST: usize = 4096;
 /// On a CPU that plays a GPU, large blocks gain nothing at all.
 const BLOCK_TOKENS_SOFTWARE: usize = 2048;
 /// Weights are padded to this many features: the widest tile of a GEMM.
@@ -46,6 +48,11 @@ impl Backend for Wgpu {
     /// One batch computes, one is described, one is read.
     fn workers(&self) -> usize {
         if self.gpu.software { 1 } else { 3 }
+    }
+
+    /// A smaller batch leaves most of a GPU idle, and a second one costs as much to submit.
+    fn least_tokens(&self) -> usize {
+        if self.gpu.software { 64 } else { BLOCK_TOKENS_LEAST }
     }
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
@@ -363,10 +370,10 @@ impl Wgpu {
     /// How to spread a product over the device.
     fn tiling(&self, tokens: usize, columns: usize) -> Option<Tiling> {
         let tile = self.tile?;
-        let large = Tiling::large(tile);
+        let large = Tiling::large(tile, self.staged);
         let workgroups =
             tokens.div_ceil(large.rows() as usize) * columns.div_ceil(large.columns() as usize);
-        Some(if workgroups >= LARGE_WORKGROUPS { large } else { Tiling::small(tile) })
+        Some(if workgroups >= LARGE_WORKGROUPS { large } else { Tiling::small(tile, self.staged) })
     }
 }
 

@@ -52,20 +52,32 @@ pub(super) struct Tiling {
     pub(super) tile: u32,
     pub(super) down: u32,
     pub(super) across: u32,
+    /// Whether the operands go through workgroup memory.
+    pub(super) staged: bool,
 }
+
+/// Columns of the operands that a staged GEMM holds at a time.
+const STEP: u32 = 32;
 
 /// Subgroups of a workgroup, along each side.
 const SUBGROUPS: u32 = 2;
 
 impl Tiling {
     /// For batches that fill the device.
-    pub(super) fn large(tile: u32) -> Self {
-        Self { tile, down: 4, across: 4 }
+    pub(super) fn large(tile: u32, staged: bool) -> Self {
+        Self { tile, down: 4, across: 4, staged }
     }
 
     /// For batches that do not: a quarter of the work for each workgroup.
-    pub(super) fn small(tile: u32) -> Self {
-        Self { tile, down: 2, across: 2 }
+    pub(super) fn small(tile: u32, staged: bool) -> Self {
+        Self { tile, down: 2, across: 2, staged }
+    }
+
+    /// Bytes of workgroup memory that the kernel needs.
+    pub(super) fn workgroup_bytes(self, element: Element) -> u32 {
+        let strip = 4 * SUBGROUPS * SUBGROUPS * self.tile * self.across * self.tile;
+        let staged = self.rows() * (STEP + ROW_PAD) + self.columns() * STEP;
+        strip + if self.staged { staged * element.bytes() as u32 } else { 0 }
     }
 
     /// Rows of one workgroup.
@@ -98,6 +110,7 @@ const KEYS: usize = 64;
 const SCORE_PITCH: u32 = KEYS as u32 + 4;
 const WEIGHT_PITCH: u32 = KEYS as u32 + 8;
 const VALUE_PAD: usize = 8;
+const ROW_PAD: u32 = 8;
 
 /// One kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +168,7 @@ pub(super) fn text(kernel: Kernel, target: Target) -> String {
             text.push_str(&finish);
             let body = match tiling {
                 None => include_str!("kernels/gemm_plain.wgsl").to_owned(),
+                Some(tiling) if tiling.staged => gemm_staged(tiling, target.lanes),
                 Some(tiling) => gemm_cooperative(tiling, target.lanes),
             };
             text.push_str(&fill(&body, &[("Y", y.to_owned())]));
@@ -264,9 +278,9 @@ macro_rules! line {
 }
 
 fn gemm_cooperative(tiling: Tiling, lanes: u32) -> String {
-    let Tiling { tile, down, across } = tiling;
+    let Tiling { tile, down, across, .. } = tiling;
     let width = across * tile;
-    let (mut zero, mut multiply, mut finish) = (String::new(), String::new(), String::new());
+    let (mut zero, mut multiply) = (String::new(), String::new());
     for (i, j) in tiles(down, across) {
         line!(zero, 4, "var s_{i}_{j} = coopLoadT<Sums>(&strip[0], T);");
     }
@@ -280,6 +294,28 @@ fn gemm_cooperative(tiling: Tiling, lanes: u32) -> String {
     for (i, j) in tiles(down, across) {
         line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{i}, r_{j}, s_{i}_{j});");
     }
+    let finish = finish_sums(tiling);
+    let subgroups = SUBGROUPS * SUBGROUPS;
+    let values = [
+        ("T", number(tile)),
+        ("DOWN", number(down)),
+        ("ACROSS", number(across)),
+        ("SUBGROUPS_DOWN", number(SUBGROUPS)),
+        ("SUBGROUPS_ACROSS", number(SUBGROUPS)),
+        ("WIDTH", number(width)),
+        ("STRIP", number(subgroups * tile * width)),
+        ("THREADS", number(subgroups * lanes)),
+        ("ZERO", zero),
+        ("MULTIPLY", multiply),
+        ("FINISH", finish),
+    ];
+    fill(include_str!("kernels/gemm_cooperative.wgsl"), &values)
+}
+
+/// The sums through the subgroup's strip to the epilogue, one row of tiles at a time.
+fn finish_sums(tiling: Tiling) -> String {
+    let Tiling { tile, down, across, .. } = tiling;
+    let mut finish = String::new();
     for i in 0..down {
         for j in 0..across {
             // The two `let`s keep the order of load and store: without them naga 30 emits the
@@ -298,21 +334,76 @@ fn gemm_cooperative(tiling: Tiling, lanes: u32) -> String {
             line!(finish, 4, "workgroupBarrier();");
         }
     }
+    finish
+}
+
+fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
+    let Tiling { tile, down, across, .. } = tiling;
+    let width = across * tile;
     let subgroups = SUBGROUPS * SUBGROUPS;
+    let threads = subgroups * lanes;
+    let quads = STEP / 4;
+    let row_pitch = (STEP + ROW_PAD) / 4;
+    let tile_quads = tile * tile / 4;
+    let (mut zero, mut places, mut load, mut store, mut multiply) =
+        (String::new(), String::new(), String::new(), String::new(), String::new());
+    for (i, j) in tiles(down, across) {
+        line!(zero, 4, "var s_{i}_{j} = coopLoadT<Sums>(&strip[0], T);");
+    }
+    for i in 0..tiling.rows() * quads / threads {
+        line!(places, 4, "let x_row_{i} = (local + {}u) / {quads}u;", i * threads);
+        line!(places, 4, "let x_quad_{i} = (local + {}u) % {quads}u;", i * threads);
+        line!(places, 4, "let x_at_{i} = x_base + x_row_{i} * (p.x_stride / 4u) + x_quad_{i};");
+        line!(places, 4, "var x_{i} = x[x_at_{i}];");
+        line!(store, 8, "rows[x_row_{i} * ROW_PITCH + x_quad_{i}] = x_{i};");
+        line!(load, 8, "x_{i} = x[x_at_{i} + next / 4u];");
+    }
+    // A row of W's tiles is `depth * tile` long; a step takes `STEP / tile` tiles of it.
+    let line_quads = STEP / tile * tile_quads;
+    for i in 0..tiling.columns() * quads / threads {
+        line!(places, 4, "let w_line_{i} = (local + {}u) / {line_quads}u;", i * threads);
+        line!(places, 4, "let w_quad_{i} = (local + {}u) % {line_quads}u;", i * threads);
+        line!(places, 4, "let w_at_{i} = w_base + w_line_{i} * T * (depth / 4u) + w_quad_{i};");
+        line!(places, 4, "var w_{i} = weight[w_at_{i}];");
+        line!(store, 8, "features[local + {}u] = w_{i};", i * threads);
+        line!(load, 8, "w_{i} = weight[w_at_{i} + next * T / 4u];");
+    }
+    for k in 0..STEP / tile {
+        for i in 0..down {
+            line!(multiply, 8, "let l_at_{k}_{i} = (down * {down}u + {i}u) * T * ROW_PITCH + {}u;", k * tile / 4);
+            line!(multiply, 8, "let l_{k}_{i} = coopLoadT<Rows>(&rows[l_at_{k}_{i}], ROW_PITCH);");
+        }
+        for j in 0..across {
+            line!(multiply, 8, "let r_at_{k}_{j} = (across * {across}u + {j}u) * {line_quads}u + {}u;", k * tile_quads);
+            line!(multiply, 8, "let r_{k}_{j} = coopLoad<Features>(&features[r_at_{k}_{j}], TILE_PITCH);");
+        }
+        for (i, j) in tiles(down, across) {
+            line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{k}_{i}, r_{k}_{j}, s_{i}_{j});");
+        }
+    }
     let values = [
         ("T", number(tile)),
+        ("STEP", number(STEP)),
+        ("ROW_PITCH", number(row_pitch)),
+        ("TILE_PITCH", number(tile / 4)),
+        ("ROWS", number(tiling.rows())),
+        ("COLUMNS", number(tiling.columns())),
+        ("ROW_QUADS", number(tiling.rows() * row_pitch)),
+        ("FEATURE_QUADS", number(tiling.columns() * quads)),
         ("DOWN", number(down)),
-        ("ACROSS", number(across)),
         ("SUBGROUPS_DOWN", number(SUBGROUPS)),
         ("SUBGROUPS_ACROSS", number(SUBGROUPS)),
         ("WIDTH", number(width)),
         ("STRIP", number(subgroups * tile * width)),
-        ("THREADS", number(subgroups * lanes)),
+        ("THREADS", number(threads)),
         ("ZERO", zero),
+        ("PLACES", places),
+        ("STORE_STEP", store),
+        ("LOAD_STEP", load),
         ("MULTIPLY", multiply),
-        ("FINISH", finish),
+        ("FINISH", finish_sums(tiling)),
     ];
-    fill(include_str!("kernels/gemm_cooperative.wgsl"), &values)
+    fill(include_str!("kernels/gemm_staged.wgsl"), &values)
 }
 
 fn tiles(down: u32, across: u32) -> impl Iterator<Item = (u32, u32)> {

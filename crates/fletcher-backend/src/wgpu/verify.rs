@@ -57,11 +57,11 @@ pub(super) fn lanes(gpu: &Gpu) -> Result<u32, BackendError> {
 }
 
 /// Whether both tilings of the cooperative GEMM compute what the definition says.
-pub(super) fn gemm(wgpu: &Wgpu, tile: u32) -> Result<bool, BackendError> {
+pub(super) fn gemm(wgpu: &Wgpu, tile: u32, staged: bool) -> Result<bool, BackendError> {
     // Neither width is a multiple of a tile.
     let spec = spec(72, 1, 72, 180);
     let expected = products(&Reference, &spec, |arena, op| Reference.linear(arena, op))?;
-    for tiling in [Tiling::small(tile), Tiling::large(tile)] {
+    for tiling in [Tiling::small(tile, staged), Tiling::large(tile, staged)] {
         let linear =
             |arena: &mut Arena, op: LinearOp<'_, Wgpu>| wgpu.linear_as(arena, op, Some(tiling));
         if !agree(wgpu, &expected, &products(wgpu, &spec, linear)?) {
@@ -266,6 +266,9 @@ mod tests {
                 continue;
             };
             let tile = wgpu.tile.expect("the cooperative GEMM computes what the definition says");
+            for staged in [false, wgpu.can_stage(api, tile)] {
+                assert!(gemm(&wgpu, tile, staged).unwrap(), "staged: {staged}");
+            }
             for dim in [16, 32, 48, 64] {
                 if shader::attention_fits(wgpu.gpu.target, tile, dim) {
                     for relative in [false, true] {
