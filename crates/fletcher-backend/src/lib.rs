@@ -3,5 +3,6 @@
 pub mod cpu;
 pub mod cuda;
 pub mod registry;
+pub mod wgpu;
 
 pub use registry::{DeviceChoice, DeviceReport, devices};

@@ -14,6 +14,7 @@ use fletcher_core::reference::Reference;
 
 use crate::cpu::Cpu;
 use crate::cuda::{Cuda, CudaOptions};
+use crate::wgpu::{Api, Wgpu};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,6 +105,8 @@ struct Row {
 const ROWS: &[Row] = &[
     Row { name: "cpu", probe: || Ok(Cpu::describe()) },
     Row { name: "cuda", probe: Cuda::describe },
+    Row { name: "vulkan", probe: || Wgpu::describe(Api::Vulkan) },
+    Row { name: "metal", probe: || Wgpu::describe(Api::Metal) },
     Row { name: "reference", probe: || Ok("the definition in f64, one thread, slow".into()) },
 ];
 
@@ -113,9 +116,14 @@ pub fn devices() -> Vec<DeviceReport> {
 }
 
 /// The device that `choice` stands for on this machine; never [`DeviceChoice::Auto`].
+///
+/// A Mac has a Metal device, so that there it need not be looked for. Vulkan is used only by name:
+/// looking for an adapter loads a driver, which costs a CPU user tens of milliseconds, and what it
+/// finds may be a program that plays a GPU on the CPU.
 pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
     match choice {
         DeviceChoice::Auto if Cuda::describe().is_ok() => DeviceChoice::Cuda { index: 0 },
+        DeviceChoice::Auto if cfg!(target_os = "macos") => DeviceChoice::Metal,
         DeviceChoice::Auto => DeviceChoice::Cpu,
         named => named,
     }
@@ -152,12 +160,11 @@ pub fn open(
             let options = CudaOptions { index, precision, ..CudaOptions::default() };
             Embedder::new(model, Cuda::open(options)?, config)
         }
-        DeviceChoice::Vulkan { .. } | DeviceChoice::Metal => {
-            Err(BackendError::Absent {
-                device: device.to_string(),
-                reason: "this build has no such backend".to_owned(),
-            }
-            .into())
+        DeviceChoice::Vulkan { index } => {
+            Embedder::new(model, Wgpu::open(Api::Vulkan, index, precision)?, config)
+        }
+        DeviceChoice::Metal => {
+            Embedder::new(model, Wgpu::open(Api::Metal, 0, precision)?, config)
         }
     }
 }

@@ -198,6 +198,7 @@ pub struct Embedder {
     engine: Box<dyn Engine>,
     workers: rayon::ThreadPool,
     block_tokens: usize,
+    least_tokens: usize,
     clock: StageClock,
 }
 
@@ -232,6 +233,7 @@ impl Embedder {
         let arenas = (0..threads.min(backend.workers()).max(1))
             .map(|_| backend.plan(&spec, arena_tokens).map(Mutex::new))
             .collect::<Result<Vec<_>, _>>()?;
+        let least_tokens = backend.least_tokens();
         let encoder = Encoder::load(backend, spec, &loader, model.max_tokens())?;
         let workers = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -240,7 +242,7 @@ impl Embedder {
             .map_err(|e| BackendError::Device { device: "cpu".into(), message: e.to_string() })?;
         let engine = Box::new(Loaded { encoder, arenas });
         let clock = StageClock::default();
-        Ok(Self { model, engine, workers, block_tokens: preferred, clock })
+        Ok(Self { model, engine, workers, block_tokens: preferred, least_tokens, clock })
     }
 
     /// The model.

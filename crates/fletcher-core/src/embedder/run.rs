@@ -24,8 +24,6 @@ const SLICE_TEXTS: usize = 64;
 const INLINE_BYTES: usize = 4 << 10;
 /// Blocks per worker that tokenising runs ahead, so that rows of like length can be found.
 const BLOCKS_AHEAD: usize = 4;
-/// A block is not made smaller than this, in tokens, to let all workers finish together.
-const LAST_BLOCK_TOKENS: usize = 64;
 
 /// A row that waits or has been encoded.
 #[derive(Debug)]
@@ -226,9 +224,8 @@ impl<'a> Run<'a> {
                 let mut budget = block;
                 if all_taken && plan.tokenising == 0 && workers > 1 {
                     // A share of what is left, so that the last blocks are small.
-                    budget = tokens
-                        .div_ceil(2 * workers)
-                        .clamp(LAST_BLOCK_TOKENS, block.max(LAST_BLOCK_TOKENS));
+                    let least = self.embedder.least_tokens;
+                    budget = tokens.div_ceil(2 * workers).clamp(least, block.max(least));
                 }
                 return Some(Task::Encode(plan.waiting.take(budget.min(block.max(1)))));
             }

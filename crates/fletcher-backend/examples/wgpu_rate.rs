@@ -1,0 +1,75 @@
+//! How many vectors a second a GPU makes through wgpu, ids on the host to vectors on the host.
+//!
+//! `wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH...` embeds random ids in calls of BATCH
+//! rows of TOKENS tokens, for a second and for each BATCH, and prints a line of JSON for each; the
+//! first line holds the vectors of 8 fixed rows, for comparison with a peer's.
+//! `bench/compare/gpu.py` runs it beside PyTorch.
+
+#![expect(clippy::print_stdout, reason = "a program")]
+
+use std::time::{Duration, Instant};
+
+use fletcher_backend::DeviceChoice;
+use fletcher_backend::registry;
+use fletcher_core::backend::Precision;
+use fletcher_core::embedder::{Embedder, EmbedderConfig};
+use fletcher_core::model::Model;
+use fletcher_hub::ModelFolder;
+use serde_json::json;
+
+type Error = Box<dyn std::error::Error>;
+
+const USAGE: &str = "usage: wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH...";
+/// How long each batch size is measured, in rounds of which the best and the median are told.
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_millis(300);
+
+fn main() -> Result<(), Error> {
+    let mut args = std::env::args().skip(1);
+    let folder = args.next().ok_or(USAGE)?;
+    let device: DeviceChoice = args.next().ok_or(USAGE)?.parse()?;
+    let name = args.next().ok_or(USAGE)?;
+    let precision = Precision::ALL.into_iter().find(|p| p.name() == name).ok_or(USAGE)?;
+    let tokens: usize = args.next().ok_or(USAGE)?.parse()?;
+    let model = Model::open(&ModelFolder::open(folder)?, Default::default())?;
+    let opened = Instant::now();
+    let embedder = registry::open(device, precision, model, EmbedderConfig::default())?;
+    let opened = opened.elapsed().as_secs_f64();
+    let vectors = embedder.embed_ids(&sequences(8, tokens))?;
+    let vectors: Vec<&[f32]> = (0..8).filter_map(|row| vectors.vector(row)).collect();
+    println!("{}", json!({"device": device.to_string(), "open_s": opened, "vectors": vectors}));
+    for batch in args {
+        let batch: usize = batch.parse()?;
+        let mut rates = rates(&embedder, batch, tokens)?;
+        rates.sort_by(f64::total_cmp);
+        let line = json!({
+            "batch": batch,
+            "tokens": tokens,
+            "median_per_s": rates[ROUNDS / 2],
+            "best_per_s": rates[ROUNDS - 1],
+        });
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn rates(embedder: &Embedder, batch: usize, tokens: usize) -> Result<Vec<f64>, Error> {
+    let rows = sequences(batch, tokens);
+    embedder.embed_ids(&rows)?;
+    let mut rates = Vec::new();
+    for _ in 0..ROUNDS {
+        let (start, mut done) = (Instant::now(), 0);
+        while start.elapsed() < ROUND {
+            embedder.embed_ids(&rows)?;
+            done += batch;
+        }
+        rates.push(done as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(rates)
+}
+
+/// Ids that a peer can make too: `1000 + (row * 7919 + place * 104729) mod 20000`.
+fn sequences(rows: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let id = |row: usize, place: usize| 1000 + ((row * 7919 + place * 104_729) % 20_000) as u32;
+    (0..rows).map(|row| (0..tokens).map(|place| id(row, place)).collect()).collect()
+}

@@ -1,0 +1,3 @@
+fn activation(x: vec4<f32>) -> vec4<f32> {
+    return x;
+}

@@ -1,0 +1,213 @@
+//! Any GPU: Metal on Apple's machines and Vulkan elsewhere, from one set of kernels.
+//!
+//! The kernels are WGSL and go through wgpu, so that each of them runs on Linux, on a software
+//! Vulkan driver if need be, before a Mac sees its translation. This folder is the only place
+//! that knows wgpu; nothing of it is touched until a device is asked for by name (or listed by
+//! `fletcher info`), so that who computes on the CPU pays nothing for it.
+//!
+//! * [`shader`]: the kernels' text, from `kernels/*.wgsl`
+//! * [`device`]: adapters, the opened device, its errors
+//! * [`pipelines`]: compiled kernels
+//! * [`arena`]: a worker's buffers and the batch being recorded
+//! * [`ops`]: the operations
+//! * [`verify`]: the cooperative kernels against the CPU, before their first use
+//!
+//! Half precision stores weights and activations in f16 and sums in f32. A value beyond f16's
+//! range becomes infinite, and an infinite or NaN value makes its row's vector NaN, which the
+//! embedder reports as an error of that row: the kernels look at bits where a compiler's fast
+//! mode might otherwise drop it.
+
+mod arena;
+mod device;
+#[cfg(test)]
+mod msl;
+mod ops;
+mod pipelines;
+mod shader;
+mod verify;
+#[cfg(test)]
+mod tune;
+
+pub use arena::Arena;
+pub use device::Api;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fletcher_core::backend::{BackendError, Precision};
+
+use device::Gpu;
+use pipelines::Pipelines;
+use shader::{Kernel, Tiling};
+
+/// Which kernels do the matrix products; the later ones are faster where a device has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelSet {
+    /// In f32 arithmetic, on any device.
+    Plain,
+    /// With cooperative matrices, loaded straight from memory.
+    Cooperative,
+    /// With cooperative matrices, staged in workgroup memory.
+    Staged,
+}
+
+/// A GPU through wgpu.
+#[derive(Debug, Clone)]
+pub struct Wgpu {
+    gpu: Arc<Gpu>,
+    pipelines: Arc<Pipelines>,
+    /// Side of the cooperative tiles in use, which were found to compute right.
+    tile: Option<u32>,
+    /// Whether the cooperative GEMM goes through workgroup memory.
+    staged: bool,
+    /// Bound by kernels that read none.
+    no_parameters: wgpu::BindGroup,
+    /// Cooperative attention that was tried, by head size and whether it has a relative bias, and
+    /// whether it computes right.
+    heads: Arc<Mutex<Vec<((usize, bool), bool)>>>,
+}
+
+impl Wgpu {
+    /// Opens the adapter of that number; `index` counts as `fletcher info` lists them.
+    ///
+    /// # Errors
+    /// When there is none, or when it lacks something that the kernels need.
+    pub fn open(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
+        Self::open_with(api, index, precision, KernelSet::Staged)
+    }
+
+    /// As [`Self::open`], with no better kernels than `best`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        api: Api,
+        index: usize,
+        precision: Precision,
+        best: KernelSet,
+    ) -> Result<Self, BackendError> {
+        let mut gpu = Gpu::open(api, index, precision)?;
+        let lanes = verify::lanes(&gpu)?;
+        gpu.target.lanes = lanes;
+        let tile = match gpu.tile {
+            // The cooperative kernels' workgroups are made of whole subgroups of these sizes.
+            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => Some(tile),
+            _ => None,
+        };
+        let no_parameters = gpu.parameters(&[]);
+        let mut wgpu = Self {
+            gpu: Arc::new(gpu),
+            pipelines: Arc::default(),
+            tile,
+            staged: false,
+            no_parameters,
+            heads: Arc::default(),
+        };
+        if let Some(tile) = tile {
+            let stage = best >= KernelSet::Staged && wgpu.can_stage(api, tile);
+            wgpu.staged = stage && verify::gemm(&wgpu, tile, true)?;
+            if !wgpu.staged && !verify::gemm(&wgpu, tile, false)? {
+                wgpu.tile = None;
+            }
+        }
+        Ok(wgpu)
+    }
+
+    /// Whether the device can run the staged GEMM: Metal's language cannot say it.
+    fn can_stage(&self, api: Api, tile: u32) -> bool {
+        let most = self.gpu.device.limits().max_compute_workgroup_storage_size;
+        let large = Tiling::large(tile, true);
+        api == Api::Vulkan && large.workgroup_bytes(self.gpu.target.element) <= most
+    }
+
+    /// What `fletcher info` says of an API's adapters.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn describe(api: Api) -> Result<String, String> {
+        let adapters = device::describe(api)?;
+        // Metal's one device has no number.
+        let number = |(index, text): (usize, String)| match api {
+            Api::Metal => text,
+            Api::Vulkan => format!("{index}: {text}"),
+        };
+        Ok(adapters.into_iter().enumerate().map(number).collect::<Vec<_>>().join("; "))
+    }
+
+    /// The adapter's name, and which kernels are in use.
+    pub fn name(&self) -> String {
+        let kernels = match self.tile {
+            Some(tile) if self.staged => format!("{tile}x{tile}x{tile} cooperative matrices, staged"),
+            Some(tile) => format!("{tile}x{tile}x{tile} cooperative matrices"),
+            None => "plain kernels".to_owned(),
+        };
+        format!("{}, {:?}, {kernels}", self.gpu.name, self.gpu.target.element)
+    }
+
+    fn pipeline(&self, kernel: Kernel) -> Result<wgpu::ComputePipeline, BackendError> {
+        self.pipelines.get(&self.gpu, kernel)
+    }
+
+    /// The tile and head size of the cooperative attention, if it is to be used for such heads.
+    fn cooperative_attention(
+        &self,
+        head_dim: usize,
+        relative: bool,
+    ) -> Result<Option<(u32, usize)>, BackendError> {
+        let fits = |tile: &u32| shader::attention_fits(self.gpu.target, *tile, head_dim);
+        // Mesa's software driver compiles the kernel for wide heads for minutes.
+        let sensible = !self.gpu.software || head_dim <= 64;
+        let Some(tile) = self.tile.filter(fits).filter(|_| sensible) else {
+            return Ok(None);
+        };
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = (head_dim, relative);
+        let known = heads.iter().find(|(tried, _)| *tried == of).map(|(_, right)| *right);
+        let right = match known {
+            Some(right) => right,
+            None => {
+                let right = verify::attention(self, tile, head_dim, relative)?;
+                heads.push((of, right));
+                right
+            }
+        };
+        Ok(right.then_some((tile, head_dim)))
+    }
+}
+
+/// An uploaded matrix.
+#[derive(Debug)]
+pub struct Linear {
+    group: wgpu::BindGroup,
+    depth: usize,
+}
+
+/// An uploaded norm.
+#[derive(Debug)]
+pub struct Norm {
+    group: wgpu::BindGroup,
+    columns: usize,
+    eps: f32,
+}
+
+/// The uploaded embedding tables.
+#[derive(Debug)]
+pub struct Embedding {
+    group: wgpu::BindGroup,
+    position_offset: usize,
+    has_positions: bool,
+    has_types: bool,
+}
+
+/// Rotary tables of one base.
+#[derive(Debug)]
+pub struct Rotary {
+    group: wgpu::BindGroup,
+    half: usize,
+}
+
+/// Attention bias by head and distance.
+#[derive(Debug)]
+pub struct RelativeBias {
+    group: wgpu::BindGroup,
+    positions: usize,
+}
