@@ -14,7 +14,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -25,6 +24,7 @@ import pool as pools
 import teacher as teachers
 from augment import Rows, Source
 from encoder import BERT_TINY, Bert
+from sts import StsPairs
 
 
 def parse() -> argparse.Namespace:
@@ -217,29 +217,16 @@ class Judge:
     """Spearman's correlation on STS-B dev."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, device: torch.device):
-        rows = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        self.scores = np.array([float(row[4]) for row in rows])
-        texts = [row[5] for row in rows] + [row[6] for row in rows]
-        encodings = [tokenizer.encode(text).ids for text in texts]
-        ids = torch.zeros(len(texts), max(map(len, encodings)), dtype=torch.long)
+        self.pairs = StsPairs(path)
+        encodings = [tokenizer.encode(text).ids for text in self.pairs.texts]
+        ids = torch.zeros(len(encodings), max(map(len, encodings)), dtype=torch.long)
         for row, encoding in zip(ids, encodings):
             row[: len(encoding)] = torch.tensor(encoding)
         lengths = torch.tensor([len(encoding) for encoding in encodings])
         self.rows = Rows(ids.to(device), lengths.to(device))
 
     def score(self, model: Bert) -> float:
-        vectors = pools.embed(model, self.rows).float()
-        cosines = (vectors[: len(self.scores)] * vectors[len(self.scores) :]).sum(1).cpu().numpy()
-        return 100 * spearman(cosines, self.scores)
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    def ranks(values):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        return (last - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+        return 100 * self.pairs.correlation(lambda _: pools.embed(model, self.rows).float().cpu().numpy())
 
 
 def main() -> None:
