@@ -14,7 +14,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -25,6 +24,7 @@ import pool as pools
 import teacher as teachers
 from augment import Rows, Source
 from encoder import BERT_TINY, Bert
+from sts import StsPairs
 
 
 def parse() -> argparse.Namespace:
@@ -53,7 +53,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="neither compile the step nor capture it")
     parser.add_argument("--limit", type=int, help="use this many passages only (to try the program)")
     parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds after which to stop and checkpoint")
-    parser.add_argument("--report", type=int, default=2_000, help="steps between reports")
+    parser.add_argument("--fit", type=float, help="choose --steps so that the whole run takes this many seconds")
+    parser.add_argument("--report", type=int, default=2_000, help="steps between reports and checkpoints")
     return parser.parse_args()
 
 
@@ -216,29 +217,16 @@ class Judge:
     """Spearman's correlation on STS-B dev."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, device: torch.device):
-        rows = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        self.scores = np.array([float(row[4]) for row in rows])
-        texts = [row[5] for row in rows] + [row[6] for row in rows]
-        encodings = [tokenizer.encode(text).ids for text in texts]
-        ids = torch.zeros(len(texts), max(map(len, encodings)), dtype=torch.long)
+        self.pairs = StsPairs(path)
+        encodings = [tokenizer.encode(text).ids for text in self.pairs.texts]
+        ids = torch.zeros(len(encodings), max(map(len, encodings)), dtype=torch.long)
         for row, encoding in zip(ids, encodings):
             row[: len(encoding)] = torch.tensor(encoding)
         lengths = torch.tensor([len(encoding) for encoding in encodings])
         self.rows = Rows(ids.to(device), lengths.to(device))
 
     def score(self, model: Bert) -> float:
-        vectors = pools.embed(model, self.rows).float()
-        cosines = (vectors[: len(self.scores)] * vectors[len(self.scores) :]).sum(1).cpu().numpy()
-        return 100 * spearman(cosines, self.scores)
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    def ranks(values):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        return (last - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+        return 100 * self.pairs.correlation(lambda _: pools.embed(model, self.rows).float().cpu().numpy())
 
 
 def main() -> None:
@@ -297,6 +285,7 @@ def main() -> None:
     if args.checkpoint.exists():
         state = torch.load(args.checkpoint, map_location=device, weights_only=True)
         first = state["step"]
+        args.steps = state["steps"]
         # Other texts and batches than the first part of the run had.
         source.random.manual_seed(args.seed + first)
         wrong.random.manual_seed(args.seed + first + 1)
@@ -308,22 +297,40 @@ def main() -> None:
 
     started = time.perf_counter()
     number = first
-    for number in range(first, args.steps):
+    while number < args.steps:
         if number > first and number % args.refresh == 0:
             del stock
             stock = refreshed()
         trainer.step(number, *layout.draw(source, stock))
-        if (number + 1) % args.report == 0:
+        number += 1
+        if number % args.report == 0:
             losses = ", ".join(f"{value:.5f}" for value in trainer.losses.tolist())
-            pace = (number + 1 - first) / (time.perf_counter() - started)
-            clock.say(f"step {number + 1:,}: losses {losses}; {pace:.1f} steps/s; dev {judge.score(student):.2f}")
+            pace = (number - first) / (time.perf_counter() - started)
+            clock.say(f"step {number:,}: losses {losses}; {pace:.1f} steps/s; dev {judge.score(student):.2f}")
+            save(args, trainer, number)
+        if args.fit and number == 2 * args.refresh + 1 and first == 0:
+            # By now two refreshes are paid for; the cosine has hardly begun to fall, whatever its length.
+            pace = number / (time.perf_counter() - started)
+            args.steps = number + int((args.fit - clock.seconds()) * pace)
+            clock.say(f"{pace:.1f} steps/s with the refreshes: --steps {args.steps}")
         if clock.seconds() > args.stop_after:
             break
-    done = number + 1
+    save(args, trainer, number)
+    clock.say(f"stopped after step {number:,} of {args.steps:,}: STS-B dev {judge.score(student):.2f}")
+
+
+def save(args, trainer: Trainer, step: int) -> None:
+    """The checkpoint and the student as it stands, each written beside its place and then moved there."""
+    student = trainer.objective.student.state_dict()
     moments = {at: dict(state) for at, state in enumerate(trainer.optimizer.state.values())}
-    torch.save({"step": done, "student": student.state_dict(), "moments": moments}, args.checkpoint)
-    save_file({name: tensor.half().contiguous().cpu() for name, tensor in student.state_dict().items()}, args.out)
-    clock.say(f"stopped after step {done:,} of {args.steps:,}: STS-B dev {judge.score(student):.2f}")
+    state = {"step": step, "steps": args.steps, "student": student, "moments": moments}
+    for path, write in [
+        (args.checkpoint, lambda path: torch.save(state, path)),
+        (args.out, lambda path: save_file({name: part.half().contiguous().cpu() for name, part in student.items()}, path)),
+    ]:
+        partial = path.with_suffix(".partial")
+        write(partial)
+        partial.replace(path)
 
 
 def split_by_length(source: Source, width: int):
