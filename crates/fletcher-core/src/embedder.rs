@@ -51,6 +51,24 @@ pub enum Prompt {
     Text(String),
 }
 
+/// Texts as rows of token ids, ready for the encoder.
+#[derive(Debug)]
+pub struct TokenRows {
+    /// The ids of each text, or why it has none.
+    pub rows: Vec<Result<TokenIds, TextError>>,
+    /// Leading tokens of every row that pooling leaves out, because they are the prompt's.
+    pub skip: usize,
+}
+
+/// One row of a block, for [`Embedder::embed_block`].
+#[derive(Debug, Clone, Copy)]
+pub struct BlockRow<'a> {
+    /// Its token ids: not empty, each below the vocabulary.
+    pub ids: &'a [u32],
+    /// Leave out the normalisation at the end of the model, if there is one.
+    pub unnormalized: bool,
+}
+
 /// What became of one text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Embedding {
@@ -119,6 +137,9 @@ trait Engine: Send + Sync {
         pools: &[PoolOp],
     ) -> Result<Vec<f32>, BackendError>;
 
+    /// How many calls can compute at once.
+    fn arenas(&self) -> usize;
+
     /// The hidden state of every token: `tokens x hidden`.
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError>;
 }
@@ -171,6 +192,10 @@ impl<B: Backend> Engine for Loaded<B> {
             }
             Ok(pooled)
         })
+    }
+
+    fn arenas(&self) -> usize {
+        self.arenas.len()
     }
 
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError> {
@@ -242,6 +267,16 @@ impl Embedder {
         self.model.head.dim()
     }
 
+    /// Tokens that one block should have.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// Blocks that can be computed at the same time.
+    pub fn concurrent_blocks(&self) -> usize {
+        self.engine.arenas()
+    }
+
     /// Worker threads.
     pub fn threads(&self) -> usize {
         self.workers.current_num_threads()
@@ -256,9 +291,22 @@ impl Embedder {
         texts: &[S],
         options: &EmbedOptions,
     ) -> Result<Embeddings, EmbedError> {
+        let TokenRows { rows, skip } = self.tokenize(texts, options)?;
+        self.embed_tokens(rows, skip)
+    }
+
+    /// The first half of [`Self::embed`]: texts to rows of token ids.
+    ///
+    /// # Errors
+    /// When the prompt is unknown.
+    pub fn tokenize<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        options: &EmbedOptions,
+    ) -> Result<TokenRows, EmbedError> {
         let prompt = self.prompt_text(&options.prompt)?;
         let encode = |text: &S| self.model.text.encode(text.as_ref(), prompt, options.overlong);
-        let tokens: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
+        let rows: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
             true => texts.iter().map(encode).collect(),
             false => self.workers.install(|| texts.par_iter().map(encode).collect()),
         };
@@ -266,7 +314,44 @@ impl Embedder {
             true => 0,
             false => self.model.text.prompt_tokens(prompt),
         };
-        self.embed_tokens(tokens, skip)
+        Ok(TokenRows { rows, skip })
+    }
+
+    /// The vectors of one block of rows, computed on the calling thread: for callers that have
+    /// a queue and threads of their own. Such threads are best as many as
+    /// [`Self::concurrent_blocks`], and a block best has about [`Self::block_tokens`] tokens.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// If a row is empty or longer than the model allows, or an id is out of range.
+    pub fn embed_block(
+        &self,
+        worker: usize,
+        rows: &[BlockRow<'_>],
+        skip: usize,
+    ) -> Result<Vec<Result<Vec<f32>, RowError>>, BackendError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (limit, vocabulary) = (self.model.max_tokens(), self.model.spec().vocabulary);
+        assert!(rows.iter().all(|row| row.ids.len() <= limit), "a row is too long");
+        let known = |row: &BlockRow<'_>| row.ids.iter().all(|&id| (id as usize) < vocabulary);
+        assert!(rows.iter().all(known), "an id is out of range");
+        let batch = PackedBatch::new(rows.iter().map(|row| row.ids));
+        let pooled = self.engine.encode(Some(worker), &batch, &self.model.head.pool_ops(skip))?;
+        let finish = |(pooled, row): (&[f32], &BlockRow<'_>)| {
+            let vector = match row.unnormalized {
+                true => self.model.head.finish_unnormalized(pooled.to_vec()),
+                false => self.model.head.finish(pooled.to_vec()),
+            };
+            match vector.iter().all(|value| value.is_finite()) {
+                true => Ok(vector),
+                false => Err(RowError::NotFinite),
+            }
+        };
+        Ok(pooled.chunks_exact(pooled.len() / rows.len()).zip(rows).map(finish).collect())
     }
 
     /// Embeds sequences of token ids as they are, special tokens included.
@@ -274,18 +359,22 @@ impl Embedder {
     /// # Errors
     /// When the device fails.
     pub fn embed_ids<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Embeddings, EmbedError> {
+        self.embed_tokens(sequences.iter().map(|ids| self.check_ids(ids.as_ref())).collect(), 0)
+    }
+
+    /// A caller's own token ids as a row, if the model can take them.
+    ///
+    /// # Errors
+    /// When there are too many, or one is not in the vocabulary.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<TokenIds, TextError> {
         let (limit, vocabulary) = (self.model.max_tokens(), self.model.spec().vocabulary);
-        let check = |ids: &S| {
-            let ids = ids.as_ref();
-            if ids.len() > limit {
-                return Err(TextError::Overlong { tokens: ids.len(), limit });
-            }
-            match ids.iter().find(|&&id| id as usize >= vocabulary) {
-                Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
-                None => Ok(TokenIds { ids: ids.to_vec(), truncated: false, total: ids.len() }),
-            }
-        };
-        self.embed_tokens(sequences.iter().map(check).collect(), 0)
+        if ids.len() > limit {
+            return Err(TextError::Overlong { tokens: ids.len(), limit });
+        }
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
+            None => Ok(TokenIds { ids: ids.to_vec(), truncated: false, total: ids.len() }),
+        }
     }
 
     /// The encoder's state for every token of the sequences, before pooling.
@@ -373,7 +462,11 @@ impl Embedder {
         Embeddings { dim, values, rows }
     }
 
-    fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {
+    /// What a prompt puts before each text.
+    ///
+    /// # Errors
+    /// When the model has no prompt of that name.
+    pub fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {
         let prompts = self.model.prompts();
         match prompt {
             Prompt::Default => Ok(prompts.default_text()),

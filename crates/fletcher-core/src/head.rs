@@ -188,6 +188,18 @@ impl Head {
         row
     }
 
+    /// As [`Self::finish`], but without a normalisation at the very end.
+    pub fn finish_unnormalized(&self, mut row: Vec<f32>) -> Vec<f32> {
+        let stages = match self.stages.split_last() {
+            Some((Stage::Normalize, before)) => before,
+            _ => &self.stages,
+        };
+        for stage in stages {
+            row = stage.apply(row);
+        }
+        row
+    }
+
     /// One line that pins everything that shapes the vectors; part of the fingerprint.
     pub fn describe(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::describe).collect();
@@ -262,6 +274,14 @@ impl Head {
         self.stages.push(Stage::LayerNorm { scale, bias });
         Ok(())
     }
+}
+
+/// Scales a vector to unit length.
+pub fn normalize(row: &mut [f32]) {
+    let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+    // The floor is the one of torch.nn.functional.normalize.
+    let norm = square.sqrt().max(1e-12);
+    row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
 }
 
 fn module_config(files: &dyn ModelFiles, path: &str) -> Result<Config, ModelError> {
@@ -369,10 +389,7 @@ impl Stage {
                 row
             }
             Stage::Normalize => {
-                let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
-                // The floor is the one of torch.nn.functional.normalize.
-                let norm = square.sqrt().max(1e-12);
-                row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                normalize(&mut row);
                 row
             }
             Stage::Truncate { dim } => {

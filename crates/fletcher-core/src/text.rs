@@ -40,6 +40,8 @@ pub enum Overlong {
     /// Cut it, at the end or at the beginning as the model folder says.
     #[default]
     Truncate,
+    /// Cut it at the beginning, whatever the model folder says.
+    TruncateBeginning,
     /// Refuse it.
     Error,
 }
@@ -215,17 +217,14 @@ impl TextEncoder {
         prompt: &str,
         overlong: Overlong,
     ) -> Result<TokenIds, TextError> {
-        let input = match prompt.is_empty() {
-            true => Cow::Borrowed(text),
-            false => Cow::Owned([prompt, text].concat()),
-        };
-        let input = match &self.definition.stand_ins {
-            Some(stand_ins) => stand_ins.apply(&input),
-            None => Cow::Borrowed(&*input),
-        };
+        let input = self.input(text, prompt);
         let special = self.before.len() + self.after.len();
         let room = self.max_tokens - special;
-        let first_cut = match (overlong, self.definition.cut) {
+        let cut = match overlong {
+            Overlong::TruncateBeginning => Cut::Beginning,
+            _ => self.definition.cut,
+        };
+        let first_cut = match (overlong, cut) {
             (Overlong::Truncate, Cut::EndAtSpaces) => room.saturating_mul(BYTES_PER_TOKEN),
             _ => usize::MAX,
         };
@@ -235,7 +234,7 @@ impl TextEncoder {
         if truncated && overlong == Overlong::Error {
             return Err(TextError::Overlong { tokens: total, limit: self.max_tokens });
         }
-        let kept = match self.definition.cut {
+        let kept = match cut {
             _ if !truncated => &tokens[..],
             Cut::End | Cut::EndAtSpaces => &tokens[..room],
             Cut::Beginning => &tokens[tokens.len() - room..],
@@ -245,6 +244,33 @@ impl TextEncoder {
         ids.extend_from_slice(PipelineToken::cast_slice(kept));
         ids.extend_from_slice(&self.after);
         Ok(TokenIds { ids, truncated, total })
+    }
+
+    /// All the ids of `prompt` and `text`, however many the model takes, with or without the
+    /// special tokens around them: for those who want to see tokens, not vectors.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenised.
+    pub fn all_ids(&self, text: &str, prompt: &str, special: bool) -> Result<Vec<u32>, TextError> {
+        let tokens = self.tokens_beyond(&self.input(text, prompt), usize::MAX, usize::MAX)?;
+        let ids = PipelineToken::cast_slice(&tokens);
+        Ok(match special {
+            true => [&self.before[..], ids, &self.after[..]].concat(),
+            false => ids.to_vec(),
+        })
+    }
+
+    /// What the tokenizer is given.
+    fn input<'a>(&self, text: &'a str, prompt: &str) -> Cow<'a, str> {
+        let input = match prompt.is_empty() {
+            true => Cow::Borrowed(text),
+            false => Cow::Owned([prompt, text].concat()),
+        };
+        match (&self.definition.stand_ins, input) {
+            (None, input) => input,
+            (Some(stand_ins), Cow::Borrowed(text)) => stand_ins.apply(text),
+            (Some(stand_ins), Cow::Owned(text)) => Cow::Owned(stand_ins.apply(&text).into_owned()),
+        }
     }
 
     /// The tokens of a text, or of so long a head of it that there are more than `room`.
@@ -326,8 +352,16 @@ impl TextEncoder {
     /// # Errors
     /// When the tokenizer's decoder cannot be applied.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, true)
+    }
+
+    /// The text that ids stand for, special tokens left out or not.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder cannot be applied.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let message = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
-        self.tokenizer.decode(ids, true).map_err(message)
+        self.tokenizer.decode(ids, skip_special).map_err(message)
     }
 }
 
