@@ -73,6 +73,9 @@ pub enum RequestError {
         /// What was looked for, and what there is.
         message: String,
     },
+    /// The body comes too slowly.
+    #[error("the body came too slowly")]
+    SlowBody,
     /// The request is larger than the server takes.
     #[error("{message}")]
     TooLarge {
@@ -111,6 +114,7 @@ impl RequestError {
             RequestError::Empty { .. } => ErrorKind::Empty,
             RequestError::NotFound { .. } => ErrorKind::NotFound,
             RequestError::TooLarge { .. } => ErrorKind::TooLarge,
+            RequestError::SlowBody => ErrorKind::Slow,
             RequestError::Item { error: ItemError::Text { .. }, .. } => ErrorKind::Text,
             RequestError::Item { error: ItemError::Deadline, .. } => ErrorKind::Deadline,
             RequestError::Item { error: ItemError::Engine { .. }, .. }
@@ -138,6 +142,8 @@ pub enum ErrorKind {
     NotFound,
     /// Over a limit.
     TooLarge,
+    /// Sent too slowly.
+    Slow,
     /// Our fault.
     Engine,
 }
@@ -154,6 +160,7 @@ impl ErrorKind {
             ErrorKind::Text => "text",
             ErrorKind::NotFound => "not_found",
             ErrorKind::TooLarge => "too_large",
+            ErrorKind::Slow => "slow",
             ErrorKind::Engine => "engine",
         }
     }

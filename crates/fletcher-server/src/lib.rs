@@ -10,12 +10,28 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod batcher;
 mod cache;
+mod columns;
+mod datasets;
 pub mod error;
+mod forward;
+mod guard;
+mod guarded_io;
+mod hash;
+mod http;
 pub mod inputs;
+mod ipc;
+mod listen;
 pub mod metrics;
+pub mod server;
 pub mod service;
+pub mod tls;
 
 pub use error::{RequestError, ServeError};
+pub use guard::is_panic_expected;
+pub use http::HttpConfig;
+pub use listen::{Address, ConnectionLimits};
+pub use server::{Server, ServerConfig};
 pub use service::{Service, ServiceConfig};

@@ -46,6 +46,8 @@ pub struct ServiceConfig {
     pub served_name: Option<String>,
     /// Other names that requests may use for it; `*` for any.
     pub aliases: Vec<String>,
+    /// What the model runs on, for those who ask.
+    pub device: String,
 }
 
 impl Default for ServiceConfig {
@@ -60,6 +62,7 @@ impl Default for ServiceConfig {
             prompt: Prompt::Default,
             served_name: None,
             aliases: Vec::new(),
+            device: "cpu".into(),
         }
     }
 }

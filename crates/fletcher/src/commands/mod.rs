@@ -2,4 +2,5 @@
 
 pub(crate) mod embed;
 pub(crate) mod info;
+pub(crate) mod serve;
 pub(crate) mod verify;

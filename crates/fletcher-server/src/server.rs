@@ -1,0 +1,118 @@
+//! A server put together: sockets bound, then served until told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::auth::ApiKeys;
+use crate::datasets::Datasets;
+use crate::error::ServeError;
+use crate::http::{self, App, HttpConfig};
+use crate::listen::{Address, ConnectionLimits, Listener, Serving, serve};
+use crate::service::Service;
+use crate::tls::{Tls, TlsFiles};
+
+/// How often the certificates' files are looked at.
+const TLS_LOOK: Duration = Duration::from_secs(2);
+
+/// Everything about a server but its model.
+#[derive(Debug, Clone, Default)]
+pub struct ServerConfig {
+    /// Where to serve HTTP.
+    pub http: Vec<Address>,
+    /// Where to serve gRPC: Flight and tei.v1.
+    pub grpc: Vec<Address>,
+    /// Limits and manners of HTTP.
+    pub limits: HttpConfig,
+    /// Limits on connections.
+    pub connections: ConnectionLimits,
+    /// Who may ask.
+    pub keys: ApiKeys,
+    /// Certificates; plain text when absent.
+    pub tls: Option<TlsFiles>,
+    /// How long open requests may go on after the stop signal.
+    pub drain: Duration,
+    /// Memory for datasets stored by clients.
+    pub datasets_bytes: usize,
+}
+
+/// A server whose sockets are bound.
+pub struct Server {
+    service: Service,
+    listeners: Vec<(Listener, Router)>,
+    tls: Option<Arc<Tls>>,
+    config: ServerConfig,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Reads certificates and binds sockets, so that what is wrong with them is known at once.
+    ///
+    /// # Errors
+    /// When one cannot be used.
+    pub async fn bind(service: Service, config: ServerConfig) -> Result<Self, ServeError> {
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let datasets = Datasets::new(config.datasets_bytes, None);
+        let app = App::new(service.clone(), config.keys.clone(), config.limits.clone(), datasets);
+        let mut listeners = Vec::new();
+        for address in &config.http {
+            listeners.push((Listener::bind(address).await?, http::router(app.clone())));
+        }
+        if listeners.is_empty() {
+            let message = "there is nothing to listen on: give --http or --flight".into();
+            return Err(ServeError::Config { message });
+        }
+        Ok(Self { service, listeners, tls, config })
+    }
+
+    /// Where the server listens, with the ports that the system chose.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.listeners.iter().map(|(listener, _)| listener.address.clone()).collect()
+    }
+
+    /// Serves until `stop` completes, then lets open requests finish within the drain time.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let (stopping, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for (listener, router) in self.listeners {
+            let serving = Serving {
+                router,
+                tls: self.tls.clone(),
+                limits: self.config.connections,
+                metrics: self.service.metrics().clone(),
+                stop: stopped.clone(),
+                drain: self.config.drain,
+            };
+            tasks.spawn(serve(listener, serving));
+        }
+        let watcher = self.tls.map(|tls| tokio::spawn(watch_tls(tls)));
+        stop.await;
+        tracing::info!("stopping");
+        // Connections end after their open requests; those still get their vectors.
+        let _ = stopping.send(true);
+        while tasks.join_next().await.is_some() {}
+        self.service.close();
+        if let Some(watcher) = watcher {
+            watcher.abort();
+        }
+    }
+}
+
+async fn watch_tls(tls: Arc<Tls>) {
+    loop {
+        tokio::time::sleep(TLS_LOOK).await;
+        match tls.reload_if_changed() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("new certificates are in use"),
+            Err(error) => tracing::error!(%error, "the old certificates stay in use"),
+        }
+    }
+}
