@@ -65,7 +65,7 @@ impl ApiKeys {
 
 /// The key in the headers that the dialects' clients use; a Basic password counts, because Flight
 /// clients can send that.
-fn presented(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn presented(headers: &HeaderMap) -> Option<String> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(value) = text(AUTHORIZATION.as_str()) {
         let (scheme, rest) = value.split_once(' ')?;

@@ -1,4 +1,4 @@
-//! A connection that cannot be held open by doing nothing: the first byte must come in time, and
+//! A connection that cannot be held open by doing nothing: the first bytes must come in time, and
 //! a client that does not read its answers is let go.
 
 use std::future::Future;
@@ -10,11 +10,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+/// Length of HTTP/2's greeting. Until so much came, or we have something to say, hyper waits without
+/// a limit, to tell HTTP/1 from HTTP/2.
+const GREETING_BYTES: usize = 24;
+
 /// How long a connection may do nothing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// Until the first byte comes.
-    pub(crate) first_byte: Duration,
+    /// Until the first bytes came.
+    pub(crate) greeting: Duration,
     /// While we have something to send and the client does not take it.
     pub(crate) write: Duration,
 }
@@ -22,8 +26,9 @@ pub(crate) struct Patience {
 /// A stream with [`Patience`].
 pub(crate) struct GuardedIo<T> {
     inner: T,
-    /// Runs until the first byte came.
-    first: Option<Pin<Box<Sleep>>>,
+    /// Runs until the first bytes came.
+    greeting: Option<Pin<Box<Sleep>>>,
+    read_bytes: usize,
     write: Pin<Box<Sleep>>,
     writing: bool,
     patience: Patience,
@@ -31,9 +36,9 @@ pub(crate) struct GuardedIo<T> {
 
 impl<T> GuardedIo<T> {
     pub(crate) fn new(inner: T, patience: Patience) -> Self {
-        let first = Some(Box::pin(tokio::time::sleep(patience.first_byte)));
+        let greeting = Some(Box::pin(tokio::time::sleep(patience.greeting)));
         let write = Box::pin(tokio::time::sleep(patience.write));
-        Self { inner, first, write, writing: false, patience }
+        Self { inner, greeting, read_bytes: 0, write, writing: false, patience }
     }
 
     /// Passes a write's outcome on, or the end of patience.
@@ -43,6 +48,7 @@ impl<T> GuardedIo<T> {
         outcome: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if outcome.is_ready() {
+            self.greeting = None;
             self.writing = false;
             return outcome;
         }
@@ -61,17 +67,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedIo<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let outcome = Pin::new(&mut self.inner).poll_read(cx, buffer);
-        match (&mut self.first, outcome) {
-            (_, Poll::Ready(outcome)) => {
-                self.first = None;
-                Poll::Ready(outcome)
+        self.read_bytes += buffer.filled().len() - before;
+        if self.read_bytes >= GREETING_BYTES {
+            self.greeting = None;
+        }
+        match (&mut self.greeting, outcome) {
+            (Some(greeting), Poll::Pending) => {
+                ready!(greeting.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")))
             }
-            (Some(first), Poll::Pending) => {
-                ready!(first.as_mut().poll(cx));
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was sent")))
-            }
-            (None, Poll::Pending) => Poll::Pending,
+            (_, outcome) => outcome,
         }
     }
 }

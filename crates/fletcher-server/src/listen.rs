@@ -224,7 +224,7 @@ impl Serving {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let patience = Patience { first_byte: self.limits.head, write: self.limits.write };
+        let patience = Patience { greeting: self.limits.head, write: self.limits.write };
         let stream = GuardedIo::new(stream, patience);
         let Some(tls) = &self.tls else { return self.http(stream, watcher).await };
         match tokio::time::timeout(self.limits.head, tls.acceptor().accept(stream)).await {

@@ -6,10 +6,12 @@ use std::time::Duration;
 use axum::Router;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic_health::server::HealthReporter;
 
 use crate::auth::ApiKeys;
 use crate::datasets::Datasets;
 use crate::error::ServeError;
+use crate::grpc;
 use crate::http::{self, App, HttpConfig};
 use crate::listen::{Address, ConnectionLimits, Listener, Serving, serve};
 use crate::service::Service;
@@ -43,6 +45,7 @@ pub struct ServerConfig {
 pub struct Server {
     service: Service,
     listeners: Vec<(Listener, Router)>,
+    health: Vec<HealthReporter>,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
 }
@@ -66,11 +69,17 @@ impl Server {
         for address in &config.http {
             listeners.push((Listener::bind(address).await?, http::router(app.clone())));
         }
+        let mut health = Vec::new();
+        for address in &config.grpc {
+            let (router, reporter) = grpc::router(&app);
+            listeners.push((Listener::bind(address).await?, router));
+            health.push(reporter);
+        }
         if listeners.is_empty() {
             let message = "there is nothing to listen on: give --http or --flight".into();
             return Err(ServeError::Config { message });
         }
-        Ok(Self { service, listeners, tls, config })
+        Ok(Self { service, listeners, health, tls, config })
     }
 
     /// Where the server listens, with the ports that the system chose.
@@ -93,16 +102,20 @@ impl Server {
             };
             tasks.spawn(serve(listener, serving));
         }
-        let watcher = self.tls.map(|tls| tokio::spawn(watch_tls(tls)));
+        let mut watchers = JoinSet::new();
+        for reporter in self.health {
+            watchers.spawn(grpc::report_health(reporter, self.service.clone()));
+        }
+        if let Some(tls) = self.tls {
+            watchers.spawn(watch_tls(tls));
+        }
         stop.await;
         tracing::info!("stopping");
+        self.service.retire();
         // Connections end after their open requests; those still get their vectors.
         let _ = stopping.send(true);
         while tasks.join_next().await.is_some() {}
         self.service.close();
-        if let Some(watcher) = watcher {
-            watcher.abort();
-        }
     }
 }
 

@@ -209,9 +209,14 @@ impl Service {
         self.0.ready.load(Ordering::Acquire)
     }
 
+    /// Is no longer ready, so that no more clients are sent here; requests are still served.
+    pub fn retire(&self) {
+        self.0.ready.store(false, Ordering::Release);
+    }
+
     /// Takes no new requests; those in the queue are still answered.
     pub fn close(&self) {
-        self.0.ready.store(false, Ordering::Release);
+        self.retire();
         self.0.batcher.close();
     }
 

@@ -9,7 +9,7 @@ mod openai;
 mod pages;
 mod rows;
 mod status;
-mod tei;
+pub(crate) mod tei;
 
 use std::future::Future;
 use std::sync::Arc;
