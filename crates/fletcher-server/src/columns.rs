@@ -88,6 +88,16 @@ pub(crate) struct Plan {
     on_error: OnError,
 }
 
+/// A batch with its vectors, and which columns are what.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedded {
+    pub(crate) batch: RecordBatch,
+    pub(crate) text_column: String,
+    pub(crate) vector_column: String,
+    /// Tokens that the encoder saw.
+    pub(crate) tokens: usize,
+}
+
 impl ColumnOptions {
     /// Parses the JSON that Flight clients send along.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, RequestError> {
@@ -144,13 +154,13 @@ impl ColumnOptions {
 }
 
 impl Plan {
-    /// Embeds one batch; also says how many tokens that took.
+    /// Embeds one batch.
     pub(crate) async fn embed(
         &self,
         service: &Service,
         batch: RecordBatch,
         mut options: RequestOptions,
-    ) -> Result<(RecordBatch, usize), RequestError> {
+    ) -> Result<Embedded, RequestError> {
         let text = batch
             .columns()
             .get(self.text)
@@ -184,7 +194,12 @@ impl Plan {
         }
         let built = RecordBatch::try_new(self.schema.clone(), columns);
         let bad = |error: arrow::error::ArrowError| RequestError::invalid(error.to_string());
-        Ok((built.map_err(bad)?, tokens))
+        Ok(Embedded {
+            batch: built.map_err(bad)?,
+            text_column: self.text_name.clone(),
+            vector_column: self.vectors.name().clone(),
+            tokens,
+        })
     }
 }
 
@@ -220,7 +235,7 @@ pub(crate) fn from_texts(
     texts: Vec<String>,
     answer: &Answer,
     options: &RequestOptions,
-) -> Result<RecordBatch, RequestError> {
+) -> Result<Embedded, RequestError> {
     let field = vector_field("vector", answer.dim);
     let failed = |row: usize| answer.rows[row].as_ref().err().map(|e| (row, e.to_string()));
     let failures: Vec<(usize, String)> = (0..texts.len()).filter_map(failed).collect();
@@ -235,5 +250,7 @@ pub(crate) fn from_texts(
     let schema = Schema::new_with_metadata(fields, HashMap::from(metadata));
     let texts: ArrayRef = Arc::new(StringArray::from(texts));
     let bad = |error: arrow::error::ArrowError| RequestError::Engine { message: error.to_string() };
-    RecordBatch::try_new(Arc::new(schema), vec![texts, column]).map_err(bad)
+    let batch = RecordBatch::try_new(Arc::new(schema), vec![texts, column]).map_err(bad)?;
+    let (text_column, vector_column) = ("text".to_owned(), "vector".to_owned());
+    Ok(Embedded { batch, text_column, vector_column, tokens: answer.tokens() })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+use crate::columns::Embedded;
 use crate::error::RequestError;
 use crate::forward::Forward;
 
@@ -47,11 +48,12 @@ impl Datasets {
     }
 
     /// Stores a batch. When this returns, the batch is in memory, or safe in the durable queue.
-    pub(crate) async fn append(&self, name: &str, batch: RecordBatch) -> Result<(), RequestError> {
+    pub(crate) async fn append(&self, name: &str, embedded: Embedded) -> Result<(), RequestError> {
         if let Some(forward) = self.forward.as_ref().filter(|forward| forward.dataset() == name) {
-            return forward.append(batch).await;
+            return forward.append(embedded).await;
         }
         check_name(name)?;
+        let batch = embedded.batch;
         let bytes = batch.get_array_memory_size();
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
         if memory.bytes + bytes > self.limit_bytes {

@@ -32,6 +32,7 @@ pub mod service;
 pub mod tls;
 
 pub use error::{RequestError, ServeError};
+pub use forward::ForwardConfig;
 pub use guard::is_panic_expected;
 pub use http::HttpConfig;
 pub use listen::{Address, ConnectionLimits};

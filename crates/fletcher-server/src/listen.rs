@@ -272,7 +272,7 @@ fn watch<C: hyper_util::server::graceful::GracefulConnection>(
 }
 
 /// An error with its causes.
-struct Cause<'a>(&'a (dyn std::error::Error + 'static));
+pub(crate) struct Cause<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
 
 impl std::fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -11,6 +11,7 @@ use tonic_health::server::HealthReporter;
 use crate::auth::ApiKeys;
 use crate::datasets::Datasets;
 use crate::error::ServeError;
+use crate::forward::{Forward, ForwardConfig};
 use crate::grpc;
 use crate::http::{self, App, HttpConfig};
 use crate::listen::{Address, ConnectionLimits, Listener, Serving, serve};
@@ -19,6 +20,9 @@ use crate::tls::{Tls, TlsFiles};
 
 /// How often the certificates' files are looked at.
 const TLS_LOOK: Duration = Duration::from_secs(2);
+
+/// How long stopping waits for the forwarding target.
+const FORWARD_DRAIN: Duration = Duration::from_secs(5);
 
 /// Everything about a server but its model.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +43,8 @@ pub struct ServerConfig {
     pub drain: Duration,
     /// Memory for datasets stored by clients.
     pub datasets_bytes: usize,
+    /// Where to forward one dataset to.
+    pub forward: Option<ForwardConfig>,
 }
 
 /// A server whose sockets are bound.
@@ -46,6 +52,7 @@ pub struct Server {
     service: Service,
     listeners: Vec<(Listener, Router)>,
     health: Vec<HealthReporter>,
+    forward: Option<Forward>,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
 }
@@ -63,7 +70,10 @@ impl Server {
     /// When one cannot be used.
     pub async fn bind(service: Service, config: ServerConfig) -> Result<Self, ServeError> {
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-        let datasets = Datasets::new(config.datasets_bytes, None);
+        let forward = config.forward.clone();
+        let forward = forward.map(|config| Forward::open(config, service.metrics().clone()));
+        let forward = forward.transpose()?;
+        let datasets = Datasets::new(config.datasets_bytes, forward.clone());
         let app = App::new(service.clone(), config.keys.clone(), config.limits.clone(), datasets);
         let mut listeners = Vec::new();
         for address in &config.http {
@@ -79,7 +89,7 @@ impl Server {
             let message = "there is nothing to listen on: give --http or --flight".into();
             return Err(ServeError::Config { message });
         }
-        Ok(Self { service, listeners, health, tls, config })
+        Ok(Self { service, listeners, health, forward, tls, config })
     }
 
     /// Where the server listens, with the ports that the system chose.
@@ -106,6 +116,9 @@ impl Server {
         for reporter in self.health {
             watchers.spawn(grpc::report_health(reporter, self.service.clone()));
         }
+        if let Some(forward) = &self.forward {
+            watchers.spawn(forward.clone().run());
+        }
         if let Some(tls) = self.tls {
             watchers.spawn(watch_tls(tls));
         }
@@ -116,6 +129,10 @@ impl Server {
         let _ = stopping.send(true);
         while tasks.join_next().await.is_some() {}
         self.service.close();
+        if let Some(forward) = &self.forward {
+            // What is not acknowledged by then stays on disk for the next run.
+            let _ = tokio::time::timeout(FORWARD_DRAIN, forward.drained()).await;
+        }
     }
 }
 

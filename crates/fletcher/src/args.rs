@@ -248,6 +248,40 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "MB", default_value_t = 256, env = "FLETCHER_DATASETS_MB")]
     pub(crate) datasets_mb: usize,
 
+    /// Send one dataset on to a Flight store: grpc://HOST:PORT or grpc+tls://HOST:PORT
+    #[arg(long, value_name = "URL", env = "FLETCHER_FORWARD", requires = "dataset")]
+    pub(crate) forward: Option<String>,
+
+    /// Name of the dataset that is sent on
+    #[arg(long, value_name = "NAME", env = "FLETCHER_DATASET", requires = "forward")]
+    pub(crate) dataset: Option<String>,
+
+    /// Folder in which rows are safe until the store has acknowledged them
+    #[arg(long, value_name = "DIR", default_value = "fletcher-spill", env = "FLETCHER_SPILL")]
+    pub(crate) spill: PathBuf,
+
+    /// Most that may wait there; beyond it rows are refused
+    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_SPILL_MB")]
+    pub(crate) spill_mb: usize,
+
+    /// Name of the column of vectors at the store
+    #[arg(long, value_name = "NAME", default_value = "vector")]
+    #[arg(env = "FLETCHER_FORWARD_VECTOR_COLUMN")]
+    pub(crate) forward_vector_column: String,
+
+    /// Authorities to trust for grpc+tls, in PEM
+    #[arg(long, value_name = "FILE", env = "FLETCHER_FORWARD_CA")]
+    pub(crate) forward_ca: Option<PathBuf>,
+
+    /// Bearer token for the store
+    #[arg(long, value_name = "TOKEN", env = "FLETCHER_FORWARD_TOKEN", hide_env_values = true)]
+    pub(crate) forward_token: Option<String>,
+
+    /// How long the store may take to acknowledge a batch
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
+    pub(crate) forward_timeout: u64,
+
     /// Log as lines of text or of JSON, to standard error
     #[arg(long, value_enum, default_value_t = LogFormatArg::Text, env = "FLETCHER_LOG_FORMAT")]
     pub(crate) log_format: LogFormatArg,

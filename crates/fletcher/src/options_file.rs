@@ -76,7 +76,7 @@ fn words(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Every option with its value, and a comment that says where it is from. Keys are shown as hashes.
+/// Every option with its value, and a comment that says where it is from. Keys are shown as hashes, tokens not at all.
 fn in_effect(serve: &ArgMatches) -> String {
     let mut command = Cli::command();
     command.build();
@@ -90,13 +90,15 @@ fn in_effect(serve: &ArgMatches) -> String {
         let Ok(Some(raw)) = serve.try_get_raw(id) else { continue };
         let show = |value: &std::ffi::OsStr| {
             let value = value.to_string_lossy();
-            match id == "api_key" && !value.starts_with("sha256:") {
-                true => {
+            match id {
+                "api_key" if !value.starts_with("sha256:") => {
                     let digest = Sha256::digest(value.as_bytes());
                     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
                     format!("sha256:{hex}")
                 }
-                false => value.into_owned(),
+                // Nothing that is printed may let anybody in; this one has no hash to show.
+                "forward_token" => "(hidden)".to_owned(),
+                _ => value.into_owned(),
             }
         };
         let values: Vec<String> = raw.map(show).collect();

@@ -13,21 +13,21 @@ use crate::error::RequestError;
 use crate::ipc::Decoder;
 
 /// What the first frame of a stream says.
-pub(super) struct Opening {
-    pub(super) descriptor: FlightDescriptor,
-    pub(super) schema: SchemaRef,
-    pub(super) app_metadata: Bytes,
+pub(crate) struct Opening {
+    pub(crate) descriptor: FlightDescriptor,
+    pub(crate) schema: SchemaRef,
+    pub(crate) app_metadata: Bytes,
 }
 
 /// The batches after the first frame.
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     frames: Streaming<FlightData>,
     decoder: Decoder,
 }
 
 impl Incoming {
     /// Reads up to the schema.
-    pub(super) async fn open(mut frames: Streaming<FlightData>) -> Result<(Opening, Self), Status> {
+    pub(crate) async fn open(mut frames: Streaming<FlightData>) -> Result<(Opening, Self), Status> {
         let missing =
             || Status::invalid_argument("the stream must begin with a descriptor and a schema");
         let first = frames.message().await?.ok_or_else(missing)?;
@@ -47,7 +47,7 @@ impl Incoming {
     }
 
     /// The batches, each with its app metadata.
-    pub(super) fn stream(self) -> impl Stream<Item = Result<(RecordBatch, Bytes), Status>> + Send {
+    pub(crate) fn stream(self) -> impl Stream<Item = Result<(RecordBatch, Bytes), Status>> + Send {
         stream::unfold(Some(self), |incoming| async move {
             let mut incoming = incoming?;
             match incoming.next().await {
@@ -78,7 +78,7 @@ fn malformed(error: arrow::error::ArrowError) -> Status {
 }
 
 /// Encodes batches of one schema.
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     generator: IpcDataGenerator,
     dictionaries: DictionaryTracker,
     options: IpcWriteOptions,
@@ -86,7 +86,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     /// Also gives the frame of the schema, which goes first.
-    pub(super) fn new(schema: &Schema) -> (Self, FlightData) {
+    pub(crate) fn new(schema: &Schema) -> (Self, FlightData) {
         let mut outgoing = Self {
             generator: IpcDataGenerator::default(),
             dictionaries: DictionaryTracker::new(false),
@@ -101,7 +101,7 @@ impl Outgoing {
     }
 
     /// The frames of a batch: its new dictionaries, then itself.
-    pub(super) fn batch(
+    pub(crate) fn batch(
         &mut self,
         batch: &RecordBatch,
         app_metadata: Bytes,

@@ -13,7 +13,7 @@
 //! `x-fletcher-options`, or the app metadata of the schema message. A batch's own app metadata
 //! comes back with it.
 
-mod messages;
+pub(crate) mod messages;
 
 use std::pin::Pin;
 
@@ -218,19 +218,18 @@ impl FlightService for FlightEmbed {
             let (plan, app) = (plan.clone(), app.clone());
             async move {
                 let (batch, _) = incoming?;
-                let (batch, _) = plan.embed(&app.service, batch, plan.options.clone()).await?;
-                Ok::<_, Status>(batch)
+                Ok::<_, Status>(plan.embed(&app.service, batch, plan.options.clone()).await?)
             }
         });
         // Embedding runs ahead; storing, and with it the acknowledgement, keeps the order.
         let app = self.app.clone();
         let mut number = 0u64;
-        let acks = embedded.buffered(BATCHES_AHEAD).and_then(move |batch| {
+        let acks = embedded.buffered(BATCHES_AHEAD).and_then(move |embedded| {
             number += 1;
             let (app, dataset) = (app.clone(), dataset.clone());
             async move {
-                let rows = batch.num_rows();
-                app.datasets.append(&dataset, batch).await?;
+                let rows = embedded.batch.num_rows();
+                app.datasets.append(&dataset, embedded).await?;
                 let ack = json!({ "status": "acked", "batch_id": number, "rows": rows });
                 Ok(PutResult { app_metadata: ack.to_string().into() })
             }
@@ -262,8 +261,8 @@ impl FlightService for FlightEmbed {
             let (plan, app) = (plan.clone(), app.clone());
             async move {
                 let (batch, app_metadata) = incoming?;
-                let (batch, _) = plan.embed(&app.service, batch, plan.options.clone()).await?;
-                Ok::<_, Status>((batch, app_metadata))
+                let embedded = plan.embed(&app.service, batch, plan.options.clone()).await?;
+                Ok::<_, Status>((embedded.batch, app_metadata))
             }
         });
         let messages = embedded.buffered(BATCHES_AHEAD).map(move |embedded| {

@@ -50,8 +50,8 @@ pub(super) async fn cbor(app: App, call: Call) -> Result<Response, RequestError>
     let kept = query.dataset.as_ref().map(|_| texts.clone());
     let answer = app.service.embed(texts.into(), options.clone()).await?;
     if let (Some(dataset), Some(texts)) = (query.dataset, kept) {
-        let batch = columns::from_texts(&app.service, texts, &answer, &options)?;
-        app.datasets.append(&dataset, batch).await?;
+        let embedded = columns::from_texts(&app.service, texts, &answer, &options)?;
+        app.datasets.append(&dataset, embedded).await?;
     }
     let rows = answer.rows.iter();
     let encoded = CborAnswer {
@@ -90,21 +90,22 @@ pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError
     let mut work = Work { rows: 0, tokens: 0 };
     let mut embedded = Vec::with_capacity(batches.len());
     for batch in batches {
-        let (batch, tokens) = plan.embed(&app.service, batch, options.clone()).await?;
-        work = Work { rows: work.rows + batch.num_rows(), tokens: work.tokens + tokens };
-        embedded.push(batch);
+        let done = plan.embed(&app.service, batch, options.clone()).await?;
+        work.rows += done.batch.num_rows();
+        work.tokens += done.tokens;
+        embedded.push(done);
         // The rest of an admitted request waits for room instead of being refused half-way.
         options.patient = true;
     }
     if let Some(dataset) = query.dataset {
-        for batch in &embedded {
-            app.datasets.append(&dataset, batch.clone()).await?;
+        for embedded in &embedded {
+            app.datasets.append(&dataset, embedded.clone()).await?;
         }
     }
     let schema = plan.schema.clone();
     let bytes = blocking(move || {
         let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
-        embedded.iter().try_for_each(|batch| writer.write(batch))?;
+        embedded.iter().try_for_each(|embedded| writer.write(&embedded.batch))?;
         writer.into_inner()
     });
     let failed =

@@ -7,7 +7,8 @@ use fletcher_backend::registry;
 use fletcher_server::auth::ApiKeys;
 use fletcher_server::tls::TlsFiles;
 use fletcher_server::{
-    Address, ConnectionLimits, HttpConfig, ServeError, Server, ServerConfig, Service, ServiceConfig,
+    Address, ConnectionLimits, ForwardConfig, HttpConfig, ServeError, Server, ServerConfig,
+    Service, ServiceConfig,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -147,6 +148,21 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
         tls,
         drain: Duration::from_secs(args.drain),
         datasets_bytes: args.datasets_mb << 20,
+        forward: forward_config(args),
+    })
+}
+
+fn forward_config(args: &ServeArgs) -> Option<ForwardConfig> {
+    let (target, dataset) = args.forward.clone().zip(args.dataset.clone())?;
+    Some(ForwardConfig {
+        target,
+        dataset,
+        vector_column: args.forward_vector_column.clone(),
+        spill: args.spill.clone(),
+        spill_bytes: (args.spill_mb as u64) << 20,
+        ca: args.forward_ca.clone(),
+        token: args.forward_token.clone(),
+        ack_timeout: Duration::from_secs(args.forward_timeout),
     })
 }
 
