@@ -1,6 +1,7 @@
 //! The developer's commands: `cargo xtask <command>`.
 
 mod ci;
+mod proto;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use anyhow::{Result, bail};
 const USAGE: &str = "cargo xtask <command>
 
   ci      everything that CI checks: format, lints, tests, tidy
+  proto   make the code of crates/fletcher-server/proto anew, without protoc
   tidy    the rules of the tree that no other tool checks
 ";
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
 fn run(command: &str) -> Result<()> {
     match command {
         "ci" => ci::run(&root()),
+        "proto" => proto::run(&root()),
         "tidy" => tidy::run(&root()),
         _ => bail!("{USAGE}"),
     }

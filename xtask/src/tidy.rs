@@ -20,12 +20,16 @@ const DATA: [&str; 2] = ["models/", "bench/record/"];
 
 /// Which workspace crates a crate may depend on.
 const EDGES: &[(&str, &[&str])] = &[
-    ("fletcher", &["fletcher-backend", "fletcher-core", "fletcher-hub", "fletcher-io"]),
+    (
+        "fletcher",
+        &["fletcher-backend", "fletcher-core", "fletcher-hub", "fletcher-io", "fletcher-server"],
+    ),
     ("fletcher-backend", &["fletcher-core", "fletcher-kernels"]),
     ("fletcher-core", &[]),
     ("fletcher-hub", &["fletcher-core"]),
     ("fletcher-io", &[]),
     ("fletcher-kernels", &[]),
+    ("fletcher-server", &["fletcher-core"]),
     ("xtask", &[]),
 ];
 

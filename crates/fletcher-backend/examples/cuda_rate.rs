@@ -12,9 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fletcher_backend::cuda::{Arena, Cuda, CudaOptions};
-use fletcher_core::backend::{
-    Backend, EmbeddingSource, LinearSource, PoolOp, Pooling, Precision,
-};
+use fletcher_core::backend::{Backend, EmbeddingSource, LinearSource, PoolOp, Pooling, Precision};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::reference::Reference;
@@ -218,7 +216,13 @@ fn main() {
         let oracle = weights(&Reference, &spec);
         let count = if name == "base" { 1 } else { 4 };
         let mut plan = Reference.plan(&spec, 0).unwrap();
-        encode(&Reference, &mut plan, &oracle, &data[..count], &mut expected[..count * spec.hidden]);
+        encode(
+            &Reference,
+            &mut plan,
+            &oracle,
+            &data[..count],
+            &mut expected[..count * spec.hidden],
+        );
         let cosine = worst_cosine(
             &found[..count * spec.hidden],
             &expected[..count * spec.hidden],
@@ -246,7 +250,10 @@ fn main() {
         };
         for &rows in large {
             for workers in [1, 2, 4] {
-                say(&format!("{rows}, {workers} in flight"), rate(&cuda, &model, rows, workers, time));
+                say(
+                    &format!("{rows}, {workers} in flight"),
+                    rate(&cuda, &model, rows, workers, time),
+                );
             }
         }
     }

@@ -97,13 +97,16 @@ fn golden_checkpoints_f16() {
 #[test]
 fn batches_do_not_matter() {
     for backend in backends(Precision::F32) {
-        for golden in common::all().into_iter().filter(|g| g.name == "bert" || g.name == "modernbert") {
+        for golden in
+            common::all().into_iter().filter(|g| g.name == "bert" || g.name == "modernbert")
+        {
             let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
             let options = EmbedOptions::default();
             let config = |batch_tokens| EmbedderConfig { threads: 2, batch_tokens };
             let one = Embedder::new(golden.model(), backend.clone(), config(1)).unwrap();
             let all = Embedder::new(golden.model(), backend.clone(), config(4096)).unwrap();
-            let (one, all) = (one.embed(&texts, &options).unwrap(), all.embed(&texts, &options).unwrap());
+            let (one, all) =
+                (one.embed(&texts, &options).unwrap(), all.embed(&texts, &options).unwrap());
             let worst = common::max_abs(&one.values, &all.values);
             assert!(worst <= 1e-6, "{}: differs by {worst:e}", golden.name);
         }

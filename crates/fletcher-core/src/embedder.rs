@@ -13,6 +13,8 @@ pub use stages::{Clock, StageTimes};
 
 use std::sync::Mutex;
 
+use rayon::prelude::*;
+
 use self::run::{BlockOf, RowIds, Run};
 use self::stages::{Stage, StageClock};
 use crate::backend::{Backend, BackendError, PoolOp};
@@ -21,7 +23,10 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::names::Loader;
 use crate::pack::PackedBatch;
-use crate::text::{Overlong, TextError};
+use crate::text::{Overlong, TextError, TokenIds};
+
+/// Up to this many texts, spreading the tokenisation over threads costs more than it saves.
+const INLINE_TEXTS: usize = 4;
 
 /// How to set an [`Embedder`] up.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,6 +56,24 @@ pub enum Prompt {
     Named(String),
     /// This text; empty for none.
     Text(String),
+}
+
+/// Texts as rows of token ids, ready for the encoder.
+#[derive(Debug)]
+pub struct TokenRows {
+    /// The ids of each text, or why it has none.
+    pub rows: Vec<Result<TokenIds, TextError>>,
+    /// Leading tokens of every row that pooling leaves out, because they are the prompt's.
+    pub skip: usize,
+}
+
+/// One row of a block, for [`Embedder::embed_block`].
+#[derive(Debug, Clone, Copy)]
+pub struct BlockRow<'a> {
+    /// Its token ids: not empty, each below the vocabulary.
+    pub ids: &'a [u32],
+    /// Leave out the normalisation at the end of the model, if there is one.
+    pub unnormalized: bool,
 }
 
 /// What became of one text.
@@ -255,14 +278,19 @@ impl Embedder {
         self.model.head.dim()
     }
 
+    /// Tokens that one block should have.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// Blocks that can be computed at the same time.
+    pub fn concurrent_blocks(&self) -> usize {
+        self.engine.arenas()
+    }
+
     /// Worker threads.
     pub fn threads(&self) -> usize {
         self.workers.current_num_threads()
-    }
-
-    /// Tokens that a block should have.
-    pub fn block_tokens(&self) -> usize {
-        self.block_tokens
     }
 
     /// Measures the time that workers spend in each stage from here on.
@@ -285,13 +313,64 @@ impl Embedder {
         texts: &[S],
         options: &EmbedOptions,
     ) -> Result<Embeddings, EmbedError> {
-        let prompt = self.prompt_text(&options.prompt)?;
-        let skip = match self.model.head.include_prompt() || prompt.is_empty() {
-            true => 0,
-            false => self.model.text.prompt_tokens(prompt),
-        };
+        let (prompt, skip) = self.prompted(options)?;
         let text = |row: usize| texts[row].as_ref();
         Ok(Run::of_texts(self, &text, texts.len(), prompt, options.overlong).finish(skip)?)
+    }
+
+    /// The first half of [`Self::embed`] alone: texts to rows of token ids.
+    ///
+    /// # Errors
+    /// When the prompt is unknown.
+    pub fn tokenize<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        options: &EmbedOptions,
+    ) -> Result<TokenRows, EmbedError> {
+        let (prompt, skip) = self.prompted(options)?;
+        let encode = |text: &S| self.model.text.encode(text.as_ref(), prompt, options.overlong);
+        let rows: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
+            true => texts.iter().map(encode).collect(),
+            false => self.workers.install(|| texts.par_iter().map(encode).collect()),
+        };
+        Ok(TokenRows { rows, skip })
+    }
+
+    /// The vectors of one block of rows, computed on the calling thread: for callers that have
+    /// a queue and threads of their own. Such threads are best as many as
+    /// [`Self::concurrent_blocks`], and a block best has about [`Self::block_tokens`] tokens.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// If a row is empty or longer than the model allows, or an id is out of range.
+    pub fn embed_block(
+        &self,
+        worker: usize,
+        rows: &[BlockRow<'_>],
+        skip: usize,
+    ) -> Result<Vec<Result<Vec<f32>, RowError>>, BackendError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (limit, vocabulary) = (self.model.max_tokens(), self.model.spec().vocabulary);
+        assert!(rows.iter().all(|row| row.ids.len() <= limit), "a row is too long");
+        let known = |row: &BlockRow<'_>| row.ids.iter().all(|&id| (id as usize) < vocabulary);
+        assert!(rows.iter().all(known), "an id is out of range");
+        let batch = PackedBatch::new(rows.iter().map(|row| row.ids));
+        let pooled = self.engine.encode(Some(worker), &batch, &self.model.head.pool_ops(skip))?;
+        let finish = |(pooled, row): (&[f32], &BlockRow<'_>)| {
+            let vector = match row.unnormalized {
+                true => self.model.head.finish_unnormalized(pooled.to_vec()),
+                false => self.model.head.finish(pooled.to_vec()),
+            };
+            match vector.iter().all(|value| value.is_finite()) {
+                true => Ok(vector),
+                false => Err(RowError::NotFinite),
+            }
+        };
+        Ok(pooled.chunks_exact(pooled.len() / rows.len()).zip(rows).map(finish).collect())
     }
 
     /// Embeds sequences of token ids as they are, special tokens included.
@@ -299,19 +378,23 @@ impl Embedder {
     /// # Errors
     /// When the device fails.
     pub fn embed_ids<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Embeddings, EmbedError> {
+        let rows = sequences.iter().map(AsRef::as_ref);
+        Ok(Run::of_ids(self, rows.map(|ids| self.check_ids(ids).map(|()| ids))).finish(0)?)
+    }
+
+    /// Whether the model can take a caller's own token ids as a row.
+    ///
+    /// # Errors
+    /// When there are too many, or one is not in the vocabulary.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<(), TextError> {
         let (limit, vocabulary) = (self.model.max_tokens(), self.model.spec().vocabulary);
-        let check = |ids: &S| {
-            let ids = ids.as_ref();
-            if ids.len() > limit {
-                return Err(TextError::Overlong { tokens: ids.len(), limit });
-            }
-            match ids.iter().find(|&&id| id as usize >= vocabulary) {
-                Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
-                None => Ok(()),
-            }
-        };
-        let rows = sequences.iter().map(|ids| check(ids).map(|()| ids.as_ref()));
-        Ok(Run::of_ids(self, rows).finish(0)?)
+        if ids.len() > limit {
+            return Err(TextError::Overlong { tokens: ids.len(), limit });
+        }
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => Err(TextError::UnknownId { id, vocabulary }),
+            None => Ok(()),
+        }
     }
 
     /// The encoder's state for every token of the sequences, before pooling.
@@ -348,7 +431,21 @@ impl Embedder {
         Ok(BlockOf { rows, values })
     }
 
-    fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {
+    /// The text of a call's prompt, and how many tokens of each row it is that pooling skips.
+    fn prompted<'a>(&'a self, options: &'a EmbedOptions) -> Result<(&'a str, usize), EmbedError> {
+        let prompt = self.prompt_text(&options.prompt)?;
+        let skip = match self.model.head.include_prompt() || prompt.is_empty() {
+            true => 0,
+            false => self.model.text.prompt_tokens(prompt),
+        };
+        Ok((prompt, skip))
+    }
+
+    /// What a prompt puts before each text.
+    ///
+    /// # Errors
+    /// When the model has no prompt of that name.
+    pub fn prompt_text<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, EmbedError> {
         let prompts = self.model.prompts();
         match prompt {
             Prompt::Default => Ok(prompts.default_text()),

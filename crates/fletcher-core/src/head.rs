@@ -205,6 +205,18 @@ impl Head {
         pooled
     }
 
+    /// As [`Self::finish`], but without a normalisation at the very end.
+    pub fn finish_unnormalized(&self, mut row: Vec<f32>) -> Vec<f32> {
+        let stages = match self.stages.split_last() {
+            Some((Stage::Normalize, before)) => before,
+            _ => &self.stages,
+        };
+        for stage in stages {
+            row = stage.apply(row);
+        }
+        row
+    }
+
     /// One line that pins everything that shapes the vectors; part of the fingerprint.
     pub fn describe(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::describe).collect();

@@ -47,6 +47,8 @@ pub enum Overlong {
     /// Cut it, at the end or at the beginning as the model folder says.
     #[default]
     Truncate,
+    /// Cut it at the beginning, whatever the model folder says.
+    TruncateBeginning,
     /// Refuse it.
     Error,
 }
@@ -318,12 +320,16 @@ impl TextEncoder {
         };
         let special = self.before.len() + self.after.len();
         let room = self.max_tokens - special;
+        let cut = match overlong {
+            Overlong::TruncateBeginning => Cut::Beginning,
+            _ => self.cut,
+        };
         let start = out.len();
         out.extend_from_slice(&self.before);
         let first = out.len();
         let done = match &self.runner {
             Runner::WordPiece(wordpiece) => {
-                let enough = match (overlong, self.cut) {
+                let enough = match (overlong, cut) {
                     (Overlong::Truncate, Cut::End | Cut::EndAtSpaces) => room,
                     _ => usize::MAX,
                 };
@@ -335,7 +341,7 @@ impl TextEncoder {
                     Some(stand_ins) => stand_ins.apply(&input),
                     None => Cow::Borrowed(&*input),
                 };
-                let first_cut = match (overlong, self.cut) {
+                let first_cut = match (overlong, cut) {
                     (Overlong::Truncate, Cut::EndAtSpaces) => room.saturating_mul(BYTES_PER_TOKEN),
                     _ => usize::MAX,
                 };
@@ -357,13 +363,42 @@ impl TextEncoder {
             out.truncate(start);
             return Err(error);
         }
-        match self.cut {
+        match cut {
             _ if !truncated => {}
             Cut::End | Cut::EndAtSpaces => out.truncate(first + room),
             Cut::Beginning => drop(out.drain(first..first + tokens - room)),
         }
         out.extend_from_slice(&self.after);
         Ok(Encoded { truncated, total })
+    }
+
+    /// All the ids of `prompt` and `text`, however many the model takes, with or without the
+    /// special tokens around them: for those who want to see tokens, not vectors.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenised.
+    pub fn all_ids(&self, text: &str, prompt: &str, special: bool) -> Result<Vec<u32>, TextError> {
+        let input = match prompt.is_empty() {
+            true => Cow::Borrowed(text),
+            false => Cow::Owned([prompt, text].concat()),
+        };
+        let mut ids = Vec::new();
+        match &self.runner {
+            Runner::WordPiece(wordpiece) => wordpiece.encode(&input, usize::MAX, &mut ids),
+            Runner::Crate { tokenizer, stand_ins } => {
+                let input = match stand_ins {
+                    Some(stand_ins) => stand_ins.apply(&input),
+                    None => Cow::Borrowed(&*input),
+                };
+                let mut tokens = Vec::new();
+                tokens_beyond(tokenizer, &input, usize::MAX, usize::MAX, &mut tokens)?;
+                ids.extend_from_slice(PipelineToken::cast_slice(&tokens));
+            }
+        }
+        Ok(match special {
+            true => [&self.before[..], &ids, &self.after[..]].concat(),
+            false => ids,
+        })
     }
 
     /// How many leading tokens of a text belong to its prompt, as sentence-transformers counts
@@ -424,12 +459,20 @@ impl TextEncoder {
     /// # Errors
     /// When the tokenizer's decoder cannot be applied.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, true)
+    }
+
+    /// The text that ids stand for, special tokens left out or not.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder cannot be applied.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let decoder = match &self.runner {
             Runner::Crate { tokenizer, .. } => tokenizer,
             Runner::WordPiece(_) => self.decoder()?,
         };
         let message = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
-        decoder.decode(ids, true).map_err(message)
+        decoder.decode(ids, skip_special).map_err(message)
     }
 
     /// The crate's tokenizer, built when a decoder is first asked for: embedding needs none.

@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure throughput, latency and memory
     Bench(BenchArgs),
+    /// Serve vectors: OpenAI, TEI, Cohere and Ollama over HTTP, Arrow Flight and tei.v1 over gRPC
+    Serve(Box<ServeArgs>),
 }
 
 /// Which model, and how to run it.
@@ -149,6 +151,180 @@ pub(crate) struct VerifyArgs {
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+/// Every option may also stand in the `--config` file under its long name.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// TOML file of options by their long names; flags and environment come before it
+    #[arg(long, value_name = "FILE", env = "FLETCHER_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print the options as they are in effect, as TOML, and end
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
+    /// Serve HTTP here: HOST:PORT or unix:PATH [default: 127.0.0.1:8080 unless --flight is given]
+    #[arg(long, value_name = "ADDR", env = "FLETCHER_HTTP", value_delimiter = ',')]
+    pub(crate) http: Vec<fletcher_server::Address>,
+
+    /// Serve gRPC here: Arrow Flight, tei.v1, health, reflection
+    #[arg(long, value_name = "ADDR", env = "FLETCHER_FLIGHT", value_delimiter = ',')]
+    pub(crate) flight: Vec<fletcher_server::Address>,
+
+    /// Name of the model in answers [default: as given to --model]
+    #[arg(long, value_name = "NAME", env = "FLETCHER_SERVED_NAME")]
+    pub(crate) served_name: Option<String>,
+
+    /// Other names that requests may use for the model; `*` for any
+    #[arg(long, value_name = "NAME", env = "FLETCHER_ALIAS", value_delimiter = ',')]
+    pub(crate) alias: Vec<String>,
+
+    /// Keys of which requests must bring one, each plain or as sha256:HEX
+    #[arg(long, value_name = "KEY", env = "FLETCHER_API_KEY", value_delimiter = ',')]
+    #[arg(hide_env_values = true)]
+    pub(crate) api_key: Vec<String>,
+
+    /// File of such keys, one a line
+    #[arg(long, value_name = "FILE", env = "FLETCHER_API_KEY_FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+
+    /// Serve /metrics and /stats without a key
+    #[arg(long, env = "FLETCHER_PUBLIC_METRICS")]
+    pub(crate) public_metrics: bool,
+
+    /// Certificate chain in PEM: serve TLS; read again when it changes
+    #[arg(long, value_name = "FILE", env = "FLETCHER_TLS_CERT", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Private key in PEM
+    #[arg(long, value_name = "FILE", env = "FLETCHER_TLS_KEY", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Authorities of client certificates in PEM: clients must have one
+    #[arg(long, value_name = "FILE", env = "FLETCHER_TLS_CLIENT_CA", requires = "tls_cert")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// Origins whose web pages may ask; `*` for any
+    #[arg(long, value_name = "ORIGIN", env = "FLETCHER_CORS_ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
+
+    /// Tokens that may wait; beyond them requests are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 1_048_576, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_MAX_QUEUE_TOKENS")]
+    pub(crate) max_queue_tokens: usize,
+
+    /// Most texts of a request
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_MAX_ROWS")]
+    pub(crate) max_rows: usize,
+
+    /// Requests of up to N texts overtake larger ones
+    #[arg(long, value_name = "N", default_value_t = 8, env = "FLETCHER_INTERACTIVE_ROWS")]
+    pub(crate) interactive_rows: usize,
+
+    /// Largest body of a request
+    #[arg(long, value_name = "MB", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_MAX_BODY_MB")]
+    pub(crate) max_body_mb: usize,
+
+    /// Memory for the bodies of all requests together
+    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_MAX_BODIES_MB")]
+    pub(crate) max_bodies_mb: usize,
+
+    /// Most connections at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_MAX_CONNECTIONS")]
+    pub(crate) max_connections: usize,
+
+    /// How long a request may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "FLETCHER_DEADLINE")]
+    pub(crate) deadline: u64,
+
+    /// How long open requests may go on after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_DRAIN")]
+    pub(crate) drain: u64,
+
+    /// Keep vectors of texts that were embedded before; 0 for no cache
+    #[arg(long, value_name = "MB", default_value_t = 0, env = "FLETCHER_CACHE_MB")]
+    pub(crate) cache_mb: u64,
+
+    /// Memory for datasets that clients store
+    #[arg(long, value_name = "MB", default_value_t = 256, env = "FLETCHER_DATASETS_MB")]
+    pub(crate) datasets_mb: usize,
+
+    /// Send one dataset on to a Flight store: grpc://HOST:PORT or grpc+tls://HOST:PORT
+    #[arg(long, value_name = "URL", env = "FLETCHER_FORWARD", requires = "dataset")]
+    pub(crate) forward: Option<String>,
+
+    /// Name of the dataset that is sent on
+    #[arg(long, value_name = "NAME", env = "FLETCHER_DATASET", requires = "forward")]
+    pub(crate) dataset: Option<String>,
+
+    /// Folder in which rows are safe until the store has acknowledged them
+    #[arg(long, value_name = "DIR", default_value = "fletcher-spill", env = "FLETCHER_SPILL")]
+    pub(crate) spill: PathBuf,
+
+    /// Most that may wait there; beyond it rows are refused
+    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one)]
+    #[arg(env = "FLETCHER_SPILL_MB")]
+    pub(crate) spill_mb: usize,
+
+    /// Name of the column of vectors at the store
+    #[arg(long, value_name = "NAME", default_value = "vector")]
+    #[arg(env = "FLETCHER_FORWARD_VECTOR_COLUMN")]
+    pub(crate) forward_vector_column: String,
+
+    /// Authorities to trust for grpc+tls, in PEM
+    #[arg(long, value_name = "FILE", env = "FLETCHER_FORWARD_CA")]
+    pub(crate) forward_ca: Option<PathBuf>,
+
+    /// Bearer token for the store
+    #[arg(long, value_name = "TOKEN", env = "FLETCHER_FORWARD_TOKEN", hide_env_values = true)]
+    pub(crate) forward_token: Option<String>,
+
+    /// How long the store may take to acknowledge a batch
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
+    pub(crate) forward_timeout: u64,
+
+    /// Log as lines of text or of JSON, to standard error
+    #[arg(long, value_enum, default_value_t = LogFormatArg::Text, env = "FLETCHER_LOG_FORMAT")]
+    pub(crate) log_format: LogFormatArg,
+
+    /// What to log
+    #[arg(long, value_enum, default_value_t = LogLevelArg::Info, env = "FLETCHER_LOG_LEVEL")]
+    pub(crate) log_level: LogLevelArg,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// The options in effect, for `--print-config`.
+    #[arg(skip)]
+    pub(crate) in_effect: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormatArg {
+    /// For people
+    Text,
+    /// For machines
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevelArg {
+    /// Only what is broken
+    Error,
+    /// And what an operator should look at
+    Warn,
+    /// And a line for each request that embeds
+    Info,
+    /// And everything else
+    Debug,
 }
 
 /// Without a workload, a short run of sizes and latencies.

@@ -8,6 +8,7 @@ use fletcher_core::backend::BackendError;
 use fletcher_core::embedder::EmbedError;
 use fletcher_hub::HubError;
 use fletcher_io::{SinkError, SourceError};
+use fletcher_server::ServeError;
 
 /// A failed command.
 #[derive(Debug)]
@@ -104,6 +105,15 @@ impl From<EmbedError> for Failure {
         match &error {
             EmbedError::UnknownPrompt { .. } => Failure::input(error.to_string()),
             EmbedError::Backend(_) => Failure::work(chain(&error)),
+        }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        match &error {
+            ServeError::Probe { .. } | ServeError::Spill { .. } => Failure::work(error.to_string()),
+            _ => Failure::input(error.to_string()),
         }
     }
 }

@@ -10,20 +10,23 @@ mod commands;
 mod config;
 mod failure;
 mod model;
+mod options_file;
 mod progress;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     silence_expected_panics();
-    let cli = args::Cli::parse();
+    let cli = match options_file::parse() {
+        Ok(cli) => cli,
+        Err(failure) => return failure.report(),
+    };
     let result = match cli.command {
         args::Command::Embed(args) => commands::embed::run(args),
         args::Command::Info(args) => commands::info::run(args),
         args::Command::Verify(args) => commands::verify::run(args),
         args::Command::Bench(args) => commands::bench::run(args),
+        args::Command::Serve(args) => commands::serve::run(*args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,12 +34,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The columnar libraries panic on some damaged files. `fletcher-io` turns those panics into
-/// errors; without this their messages would be printed besides.
+/// The columnar libraries panic on some damaged files. `fletcher-io` and the server turn those
+/// panics into errors; without this their messages would be printed besides.
 fn silence_expected_panics() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !fletcher_io::is_panic_expected() {
+        if !fletcher_io::is_panic_expected() && !fletcher_server::is_panic_expected() {
             report(panic);
         }
     }));

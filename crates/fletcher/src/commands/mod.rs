@@ -3,4 +3,5 @@
 pub(crate) mod bench;
 pub(crate) mod embed;
 pub(crate) mod info;
+pub(crate) mod serve;
 pub(crate) mod verify;

@@ -1,0 +1,545 @@
+//! The one queue: rows of all dialects in, blocks of tokens out, on the engine's threads.
+//!
+//! - A worker takes as many rows as fit the token budget, and when there is little, an even share,
+//!   so that no worker idles while another has a long block. Nothing is padded.
+//! - Two lanes. Interactive rows overtake bulk ones, but after [`INTERACTIVE_RUN`] blocks in a row
+//!   one block is bulk's, so bulk never starves. Within a lane requests take turns block by block:
+//!   a request of a million rows does not stand in the way of one of a hundred.
+//! - The queue is bounded in tokens. A request is refused, or waits if its dialect has flow control
+//!   of its own, while that many tokens are queued.
+//! - A request that nobody waits for any more leaves the queue at once, and one whose deadline
+//!   passed is answered without being computed.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fletcher_core::embedder::{BlockRow, Embedder};
+use tokio::sync::{Notify, oneshot};
+
+use crate::error::{ItemError, RequestError};
+use crate::metrics::Metrics;
+
+/// Interactive blocks after which waiting bulk rows get one.
+const INTERACTIVE_RUN: u32 = 3;
+/// Shortest and longest time after which a refused client is asked to come back.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Which queue a request stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Somebody waits for the answer.
+    Interactive,
+    /// Throughput matters more than the wait.
+    Bulk,
+}
+
+impl Lane {
+    /// The name that clients and metrics use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Lane::Interactive => "interactive",
+            Lane::Bulk => "bulk",
+        }
+    }
+}
+
+/// What the batcher needs of an engine.
+pub(crate) trait Engine: Send + Sync + 'static {
+    /// Blocks that can be computed at once.
+    fn workers(&self) -> usize;
+    /// Tokens that a block should have.
+    fn block_tokens(&self) -> usize;
+    /// Length of a vector.
+    fn dim(&self) -> usize;
+    /// The vectors of a block.
+    fn compute(
+        &self,
+        worker: usize,
+        rows: &[BlockRow<'_>],
+        skip: usize,
+    ) -> Result<Vec<Result<Vec<f32>, ItemError>>, String>;
+}
+
+impl Engine for Embedder {
+    fn workers(&self) -> usize {
+        self.concurrent_blocks()
+    }
+
+    fn block_tokens(&self) -> usize {
+        Embedder::block_tokens(self)
+    }
+
+    fn dim(&self) -> usize {
+        Embedder::dim(self)
+    }
+
+    fn compute(
+        &self,
+        worker: usize,
+        rows: &[BlockRow<'_>],
+        skip: usize,
+    ) -> Result<Vec<Result<Vec<f32>, ItemError>>, String> {
+        let vectors = self.embed_block(worker, rows, skip).map_err(|error| error.to_string())?;
+        Ok(vectors.into_iter().map(|row| row.map_err(ItemError::from)).collect())
+    }
+}
+
+/// Rows to embed.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// Token ids; none is empty.
+    pub(crate) rows: Vec<Vec<u32>>,
+    /// Leading tokens that pooling leaves out.
+    pub(crate) skip: usize,
+    /// Leave out a final normalisation.
+    pub(crate) unnormalized: bool,
+    /// Which queue to stand in.
+    pub(crate) lane: Lane,
+    /// When nobody wants the answer any more.
+    pub(crate) deadline: Instant,
+}
+
+/// The vectors of one [`Work`].
+#[derive(Debug)]
+pub(crate) struct Computed {
+    /// `rows * dim` values; a failed row's are 0.
+    pub(crate) values: Vec<f32>,
+    /// The rows without a vector, in no particular order.
+    pub(crate) errors: Vec<(usize, ItemError)>,
+    /// From the queue to the first block.
+    pub(crate) queued: Duration,
+    /// From the first block to the last.
+    pub(crate) computed: Duration,
+}
+
+/// Threads that take rows from the queue through the engine.
+pub(crate) struct Batcher {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    engine: Arc<dyn Engine>,
+    metrics: Arc<Metrics>,
+    limit_tokens: usize,
+    state: Mutex<State>,
+    /// Work came, or the end.
+    work: Condvar,
+    /// Work went, so there may be room.
+    room: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: [VecDeque<Job>; 2],
+    queued_tokens: usize,
+    interactive_run: u32,
+    busy: usize,
+    /// Tokens a second that one worker has done lately; 0 before the first block.
+    rate: f64,
+    next_id: u64,
+    closed: bool,
+}
+
+/// A request in the queue, with the rows that have not been taken.
+struct Job {
+    id: u64,
+    rows: VecDeque<(usize, Vec<u32>)>,
+    tokens: usize,
+    skip: usize,
+    unnormalized: bool,
+    deadline: Instant,
+    output: Arc<Output>,
+}
+
+/// Where a request's vectors are put together.
+struct Output(Mutex<Option<Assembly>>);
+
+struct Assembly {
+    computed: Computed,
+    left: usize,
+    enqueued: Instant,
+    started: Option<Instant>,
+    done: oneshot::Sender<Computed>,
+}
+
+/// The rows of one request in one block.
+struct Part {
+    output: Arc<Output>,
+    unnormalized: bool,
+    rows: Vec<(usize, Vec<u32>)>,
+}
+
+struct Block {
+    parts: Vec<Part>,
+    skip: usize,
+    tokens: usize,
+}
+
+/// A request's place in the queue. Dropping it gives the place up.
+pub(crate) struct Ticket {
+    id: u64,
+    lane: Lane,
+    shared: Arc<Shared>,
+    done: Option<oneshot::Receiver<Computed>>,
+}
+
+impl Batcher {
+    /// Starts one thread per block that the engine can compute at once.
+    pub(crate) fn start(
+        engine: Arc<dyn Engine>,
+        limit_tokens: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let workers = engine.workers().max(1);
+        let shared = Arc::new(Shared {
+            engine,
+            metrics,
+            limit_tokens,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Notify::new(),
+        });
+        let spawn = |worker: usize| {
+            let shared = shared.clone();
+            let name = format!("fletcher-serve-{worker}");
+            let thread = std::thread::Builder::new().name(name);
+            thread.spawn(move || shared.run(worker)).ok()
+        };
+        let threads = (0..workers).filter_map(spawn).collect();
+        Self { shared, threads: Mutex::new(threads) }
+    }
+
+    /// Whether a request would be refused now.
+    pub(crate) fn check_room(&self) -> Result<(), RequestError> {
+        self.shared.admit(&self.shared.lock())
+    }
+
+    /// Queues work, or refuses it when the queue is full.
+    pub(crate) fn submit(&self, work: Work) -> Result<Ticket, RequestError> {
+        let mut state = self.shared.lock();
+        self.shared.admit(&state)?;
+        Ok(self.shared.push(&mut state, work))
+    }
+
+    /// Queues work as soon as there is room, until the deadline.
+    pub(crate) async fn submit_when_room(&self, work: Work) -> Result<Ticket, RequestError> {
+        let deadline = tokio::time::Instant::from_std(work.deadline);
+        loop {
+            let room = self.shared.room.notified();
+            tokio::pin!(room);
+            // Before the look at the queue, so that room made in between is not missed.
+            room.as_mut().enable();
+            let refusal = {
+                let mut state = self.shared.lock();
+                match self.shared.admit(&state) {
+                    Ok(()) => return Ok(self.shared.push(&mut state, work)),
+                    Err(refusal) => refusal,
+                }
+            };
+            if refusal == RequestError::ShuttingDown {
+                return Err(refusal);
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(refusal);
+            }
+        }
+    }
+
+    /// Takes no new work; what is queued is still done.
+    pub(crate) fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_all();
+        self.shared.room.notify_waiters();
+    }
+}
+
+impl Drop for Batcher {
+    fn drop(&mut self) {
+        self.close();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // A worker catches the engine's panics; there is nothing to learn from its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Ticket {
+    /// Waits for the vectors.
+    pub(crate) async fn wait(mut self, deadline: Instant) -> Result<Computed, RequestError> {
+        let Some(done) = self.done.as_mut() else { return Err(RequestError::Deadline) };
+        match tokio::time::timeout_at(deadline.into(), done).await {
+            Err(_) => Err(RequestError::Deadline),
+            Ok(Err(_)) => Err(RequestError::Engine { message: "a worker was lost".into() }),
+            Ok(Ok(computed)) => {
+                self.done = None;
+                Ok(computed)
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.done.is_some() {
+            self.shared.cancel(self.lane, self.id);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock; the engine's panics happen outside of it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A single request may be larger than the queue; it is let in when there is any room, so the
+    /// queue holds at most its limit and one request.
+    fn admit(&self, state: &State) -> Result<(), RequestError> {
+        if state.closed {
+            return Err(RequestError::ShuttingDown);
+        }
+        if state.queued_tokens < self.limit_tokens {
+            return Ok(());
+        }
+        let rate = (state.rate * self.engine.workers() as f64).max(1.0);
+        let wait = Duration::from_secs_f64((state.queued_tokens as f64 / rate).min(3600.0));
+        let whole = Duration::from_secs(wait.as_secs_f64().ceil() as u64);
+        Err(RequestError::Overloaded { retry_after: whole.clamp(RETRY_AFTER.0, RETRY_AFTER.1) })
+    }
+
+    fn push(self: &Arc<Self>, state: &mut State, work: Work) -> Ticket {
+        let (sender, receiver) = oneshot::channel();
+        let id = state.next_id;
+        state.next_id += 1;
+        let ticket = |done| Ticket { id, lane: work.lane, shared: self.clone(), done };
+        let computed = Computed {
+            values: vec![0.0; work.rows.len() * self.engine.dim()],
+            errors: Vec::new(),
+            queued: Duration::ZERO,
+            computed: Duration::ZERO,
+        };
+        if work.rows.is_empty() {
+            // The receiver is here, so this cannot fail.
+            let _ = sender.send(computed);
+            return ticket(Some(receiver));
+        }
+        let assembly = Assembly {
+            computed,
+            left: work.rows.len(),
+            enqueued: Instant::now(),
+            started: None,
+            done: sender,
+        };
+        let tokens = work.rows.iter().map(Vec::len).sum();
+        state.queued_tokens += tokens;
+        state.lanes[work.lane as usize].push_back(Job {
+            id,
+            rows: work.rows.into_iter().enumerate().collect(),
+            tokens,
+            skip: work.skip,
+            unnormalized: work.unnormalized,
+            deadline: work.deadline,
+            output: Arc::new(Output(Mutex::new(Some(assembly)))),
+        });
+        self.publish(state);
+        self.work.notify_all();
+        ticket(Some(receiver))
+    }
+
+    fn cancel(&self, lane: Lane, id: u64) {
+        let mut state = self.lock();
+        let lane = &mut state.lanes[lane as usize];
+        let Some(place) = lane.iter().position(|job| job.id == id) else { return };
+        if let Some(job) = lane.remove(place) {
+            state.queued_tokens -= job.tokens;
+            self.metrics.count_rows("cancelled", job.rows.len());
+        }
+        self.publish(&state);
+        drop(state);
+        self.room.notify_waiters();
+    }
+
+    fn publish(&self, state: &State) {
+        self.metrics.queue_tokens.set(state.queued_tokens as i64);
+        self.metrics
+            .queue_requests
+            .set(state.lanes.iter().map(VecDeque::len).sum::<usize>() as i64);
+        self.metrics.busy_workers.set(state.busy as i64);
+    }
+
+    /// One worker's life.
+    fn run(&self, worker: usize) {
+        loop {
+            let block = {
+                let mut state = self.lock();
+                loop {
+                    if let Some(block) = self.take(&mut state) {
+                        state.busy += 1;
+                        self.publish(&state);
+                        break block;
+                    }
+                    if state.closed {
+                        return;
+                    }
+                    state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            self.room.notify_waiters();
+            let (tokens, start) = (block.tokens, Instant::now());
+            self.compute(worker, block, start);
+            let seconds = start.elapsed().as_secs_f64();
+            self.metrics.tokens.inc_by(tokens as u64);
+            self.metrics.block_seconds.observe(seconds);
+            self.metrics.busy_seconds.inc_by(seconds);
+            let mut state = self.lock();
+            state.busy -= 1;
+            let rate = tokens as f64 / seconds.max(1e-6);
+            state.rate = if state.rate == 0.0 { rate } else { 0.9 * state.rate + 0.1 * rate };
+            self.publish(&state);
+        }
+    }
+
+    /// The next block, if any row waits.
+    fn take(&self, state: &mut State) -> Option<Block> {
+        self.expire(state);
+        let waiting = |lane: Lane, state: &State| !state.lanes[lane as usize].is_empty();
+        let lane = match (waiting(Lane::Interactive, state), waiting(Lane::Bulk, state)) {
+            (false, false) => return None,
+            (false, true) => Lane::Bulk,
+            (true, false) => Lane::Interactive,
+            (true, true) if state.interactive_run >= INTERACTIVE_RUN => Lane::Bulk,
+            (true, true) => Lane::Interactive,
+        };
+        match lane {
+            Lane::Interactive => state.interactive_run += 1,
+            Lane::Bulk => state.interactive_run = 0,
+        }
+        let idle = self.engine.workers().saturating_sub(state.busy).max(1);
+        let queue = &mut state.lanes[lane as usize];
+        let queued: usize = queue.iter().map(|job| job.tokens).sum();
+        let budget = self.engine.block_tokens().min(queued.div_ceil(idle)).max(1);
+        let skip = queue.front()?.skip;
+        let mut block = Block { parts: Vec::new(), skip, tokens: 0 };
+        // Each request is looked at once; what is left of it goes to the end of the line.
+        for _ in 0..queue.len() {
+            let Some(mut job) = queue.pop_front() else { break };
+            if job.skip != skip {
+                queue.push_back(job);
+                continue;
+            }
+            let mut rows = Vec::new();
+            while let Some((_, ids)) = job.rows.front() {
+                if block.tokens + ids.len() > budget && block.tokens > 0 {
+                    break;
+                }
+                block.tokens += ids.len();
+                job.tokens -= ids.len();
+                state.queued_tokens -= ids.len();
+                rows.extend(job.rows.pop_front());
+            }
+            if !rows.is_empty() {
+                let (output, unnormalized) = (job.output.clone(), job.unnormalized);
+                block.parts.push(Part { output, unnormalized, rows });
+            }
+            if !job.rows.is_empty() {
+                queue.push_back(job);
+            }
+            if block.tokens >= budget {
+                break;
+            }
+        }
+        Some(block)
+    }
+
+    /// Answers the requests at the head of the lanes whose deadline has passed.
+    fn expire(&self, state: &mut State) {
+        let now = Instant::now();
+        let State { lanes, queued_tokens, .. } = state;
+        for lane in lanes {
+            lane.retain(|job| {
+                if job.deadline > now {
+                    return true;
+                }
+                *queued_tokens -= job.tokens;
+                self.metrics.count_rows("expired", job.rows.len());
+                let expired = job.rows.iter().map(|(row, _)| (*row, Err(ItemError::Deadline)));
+                job.output.put(expired, self.engine.dim());
+                false
+            });
+        }
+    }
+
+    fn compute(&self, worker: usize, block: Block, start: Instant) {
+        let rows: Vec<BlockRow<'_>> = block
+            .parts
+            .iter()
+            .flat_map(|part| part.rows.iter().map(|(_, ids)| (part.unnormalized, ids)))
+            .map(|(unnormalized, ids)| BlockRow { ids, unnormalized })
+            .collect();
+        self.metrics.block_tokens.observe(block.tokens as f64);
+        self.metrics.block_rows.observe(rows.len() as f64);
+        for part in &block.parts {
+            part.output.start(start);
+        }
+        let computed =
+            catch_unwind(AssertUnwindSafe(|| self.engine.compute(worker, &rows, block.skip)));
+        let computed = computed.unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            Err("the engine panicked; this is a bug in Fletcher".into())
+        });
+        let mut vectors = match computed {
+            Ok(vectors) => vectors.into_iter(),
+            Err(message) => {
+                tracing::error!(message, rows = rows.len(), "a block failed");
+                vec![Err(ItemError::Engine { message }); rows.len()].into_iter()
+            }
+        };
+        for part in &block.parts {
+            let results = part.rows.iter().map(|(row, _)| *row).zip(vectors.by_ref());
+            part.output.put(results, self.engine.dim());
+        }
+    }
+}
+
+impl Output {
+    fn lock(&self) -> MutexGuard<'_, Option<Assembly>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, now: Instant) {
+        if let Some(assembly) = self.lock().as_mut() {
+            assembly.started.get_or_insert(now);
+        }
+    }
+
+    /// Puts vectors in their places, and hands the whole over when it is complete.
+    fn put(&self, results: impl Iterator<Item = (usize, Result<Vec<f32>, ItemError>)>, dim: usize) {
+        let mut slot = self.lock();
+        let Some(assembly) = slot.as_mut() else { return };
+        for (row, result) in results {
+            assembly.left -= 1;
+            match result {
+                Ok(v) => assembly.computed.values[row * dim..(row + 1) * dim].copy_from_slice(&v),
+                Err(error) => assembly.computed.errors.push((row, error)),
+            }
+        }
+        if assembly.left > 0 {
+            return;
+        }
+        if let Some(mut assembly) = slot.take() {
+            let started = assembly.started.unwrap_or(assembly.enqueued);
+            assembly.computed.queued = started.duration_since(assembly.enqueued);
+            assembly.computed.computed = started.elapsed();
+            // Nobody waits any more if this fails, which is the client's right.
+            let _ = assembly.done.send(assembly.computed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

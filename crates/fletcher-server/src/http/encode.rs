@@ -1,0 +1,121 @@
+//! Binary bodies: `/encode` takes CBOR, `/encode/arrow` an Arrow IPC stream.
+//!
+//! `?dataset=NAME` stores what was embedded, in memory or at the forwarding target; the answer then
+//! comes after it is stored.
+
+use arrow::ipc::writer::StreamWriter;
+use axum::http::StatusCode;
+use axum::response::Response;
+use fletcher_core::embedder::Prompt;
+use serde::{Deserialize, Serialize};
+
+use super::{App, Call, Work, typed};
+use crate::columns::{self, ColumnOptions};
+use crate::error::RequestError;
+use crate::ipc;
+use crate::service::{RequestOptions, blocking};
+
+#[derive(Debug, Deserialize)]
+struct CborQuery {
+    /// The model's prompt of this name.
+    task: Option<String>,
+    dimensions: Option<usize>,
+    dataset: Option<String>,
+}
+
+/// One entry per text in every list.
+#[derive(Serialize)]
+struct CborAnswer<'a> {
+    model: &'a str,
+    fingerprint: &'a str,
+    vectors: Vec<Option<&'a [f32]>>,
+    tokens: Vec<usize>,
+    truncated: Vec<bool>,
+    errors: Vec<Option<String>>,
+}
+
+pub(super) async fn cbor(app: App, call: Call) -> Result<Response, RequestError> {
+    let query: CborQuery = call.query()?;
+    let expected = "the body must be CBOR: a list of texts";
+    let texts: Vec<String> = ciborium::from_reader(&call.body[..])
+        .map_err(|error| RequestError::invalid(format!("{expected} ({error})")))?;
+    if texts.is_empty() {
+        return Err(RequestError::Empty { key: "the list".into() });
+    }
+    let options = RequestOptions {
+        prompt: query.task.map(Prompt::Named),
+        dimensions: query.dimensions,
+        ..call.options()?
+    };
+    let kept = query.dataset.as_ref().map(|_| texts.clone());
+    let answer = app.service.embed(texts.into(), options.clone()).await?;
+    if let (Some(dataset), Some(texts)) = (query.dataset, kept) {
+        let embedded = columns::from_texts(&app.service, texts, &answer, &options)?;
+        app.datasets.append(&dataset, embedded).await?;
+    }
+    let rows = answer.rows.iter();
+    let encoded = CborAnswer {
+        model: app.service.name(),
+        fingerprint: app.service.fingerprint(),
+        vectors: (0..rows.len()).map(|row| answer.vector(row)).collect(),
+        tokens: rows.clone().map(|row| row.as_ref().map_or(0, |row| row.tokens)).collect(),
+        truncated: rows.clone().map(|row| row.as_ref().is_ok_and(|row| row.truncated)).collect(),
+        errors: rows.map(|row| row.as_ref().err().map(ToString::to_string)).collect(),
+    };
+    let mut bytes = Vec::new();
+    let failed =
+        |error: ciborium::ser::Error<_>| RequestError::Engine { message: error.to_string() };
+    ciborium::into_writer(&encoded, &mut bytes).map_err(failed)?;
+    let mut response = typed(StatusCode::OK, "application/cbor", bytes);
+    let work = Work { rows: answer.rows.len(), tokens: answer.tokens() };
+    response.extensions_mut().insert(work);
+    Ok(response)
+}
+
+#[derive(Debug, Deserialize)]
+struct ArrowQuery {
+    #[serde(flatten)]
+    columns: ColumnOptions,
+    dataset: Option<String>,
+}
+
+pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError> {
+    let query: ArrowQuery = call.query()?;
+    let body = call.body.clone();
+    let (schema, batches) = blocking(move || ipc::read_stream(body)).await?.map_err(malformed)?;
+    let plan = query.columns.plan(&app.service, &schema)?;
+    let mut options = plan.options.clone();
+    let headers = call.options()?;
+    (options.lane, options.deadline) = (headers.lane, headers.deadline);
+    let mut work = Work { rows: 0, tokens: 0 };
+    let mut embedded = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let done = plan.embed(&app.service, batch, options.clone()).await?;
+        work.rows += done.batch.num_rows();
+        work.tokens += done.tokens;
+        embedded.push(done);
+        // The rest of an admitted request waits for room instead of being refused half-way.
+        options.patient = true;
+    }
+    if let Some(dataset) = query.dataset {
+        for embedded in &embedded {
+            app.datasets.append(&dataset, embedded.clone()).await?;
+        }
+    }
+    let schema = plan.schema.clone();
+    let bytes = blocking(move || {
+        let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+        embedded.iter().try_for_each(|embedded| writer.write(&embedded.batch))?;
+        writer.into_inner()
+    });
+    let failed =
+        |error: arrow::error::ArrowError| RequestError::Engine { message: error.to_string() };
+    let bytes = bytes.await?.map_err(failed)?;
+    let mut response = typed(StatusCode::OK, "application/vnd.apache.arrow.stream", bytes);
+    response.extensions_mut().insert(work);
+    Ok(response)
+}
+
+fn malformed(error: arrow::error::ArrowError) -> RequestError {
+    RequestError::invalid(format!("the body must be an Arrow IPC stream: {error}"))
+}

@@ -1,0 +1,324 @@
+//! Text Embeddings Inference's routes, with its error words and its `x-compute-*` headers.
+//!
+//! As there, vectors are given unit length unless `normalize` is false, token ids are taken as they
+//! are, and `POST /` is `/embed` (or `/similarity`, by the shape of its inputs).
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use fletcher_core::embedder::Prompt;
+use fletcher_core::text::Overlong;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::rows::{Rows, write_floats};
+use super::{App, Call, Work, json as respond};
+use crate::error::{ItemError, RequestError};
+use crate::inputs::{Input, Inputs, Item, JsonInput};
+use crate::service::{Answer, RequestOptions, Service, Timings, blocking};
+
+#[derive(Debug, Deserialize)]
+struct EmbedRequest {
+    inputs: JsonInput,
+    #[serde(flatten)]
+    text: TextParameters,
+    normalize: Option<bool>,
+    dimensions: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct TextParameters {
+    truncate: Option<bool>,
+    #[serde(default)]
+    truncation_direction: Direction,
+    prompt_name: Option<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Direction {
+    #[default]
+    #[serde(alias = "right")]
+    Right,
+    #[serde(alias = "left")]
+    Left,
+}
+
+/// What TEI's truncation parameters mean; with neither said, the server's choice.
+pub(crate) fn overlong(truncate: Option<bool>, direction: Direction) -> Option<Overlong> {
+    match (truncate, direction) {
+        (Some(false), _) => Some(Overlong::Error),
+        (_, Direction::Left) => Some(Overlong::TruncateBeginning),
+        (Some(true), Direction::Right) => Some(Overlong::Truncate),
+        (None, Direction::Right) => None,
+    }
+}
+
+impl TextParameters {
+    fn apply(self, options: RequestOptions) -> RequestOptions {
+        RequestOptions {
+            overlong: overlong(self.truncate, self.truncation_direction),
+            prompt: self.prompt_name.map(Prompt::Named),
+            ..options
+        }
+    }
+}
+
+pub(super) async fn root(app: App, call: Call) -> Result<Response, RequestError> {
+    #[derive(Deserialize)]
+    struct Shape {
+        inputs: Value,
+    }
+    match call.json::<Shape>()?.inputs.is_object() {
+        true => similarity(app, call).await,
+        false => embed(app, call).await,
+    }
+}
+
+pub(super) async fn embed(app: App, call: Call) -> Result<Response, RequestError> {
+    let request: EmbedRequest = call.json()?;
+    let inputs = request.inputs.into_inputs("inputs")?;
+    let options = RequestOptions {
+        normalize: Some(request.normalize.unwrap_or(true)),
+        dimensions: request.dimensions,
+        ..request.text.apply(call.options()?)
+    };
+    let answer = app.service.embed(inputs, options).await?.strict()?;
+    let (characters, tokens, timings) = (answer.characters, answer.tokens(), answer.timings);
+    let write = |answer: &Answer, row: usize, text: &mut Vec<u8>| {
+        write_floats(answer.vector(row).unwrap_or_default(), text);
+    };
+    let rows = Rows { before: "[".into(), write, after: "]".into() };
+    Ok(with_timings(&app, rows.respond(answer), characters, tokens, timings))
+}
+
+fn with_timings(
+    app: &App,
+    mut response: Response,
+    characters: usize,
+    tokens: usize,
+    timings: Timings,
+) -> Response {
+    let headers = response.headers_mut();
+    if let Ok(device) = HeaderValue::from_str(&app.service.config().device) {
+        headers.insert("x-compute-type", device);
+    }
+    let millis = |duration: std::time::Duration| duration.as_millis() as u64;
+    for (name, value) in [
+        ("x-compute-time", millis(timings.total)),
+        ("x-compute-characters", characters as u64),
+        ("x-compute-tokens", tokens as u64),
+        ("x-total-time", millis(timings.total)),
+        ("x-tokenization-time", millis(timings.tokenize)),
+        ("x-queue-time", millis(timings.queue)),
+        ("x-inference-time", millis(timings.inference)),
+    ] {
+        headers.insert(name, HeaderValue::from(value));
+    }
+    response
+}
+
+pub(super) async fn embed_all(app: App, call: Call) -> Result<Response, RequestError> {
+    #[derive(Deserialize)]
+    struct EmbedAllRequest {
+        inputs: JsonInput,
+        #[serde(flatten)]
+        text: TextParameters,
+    }
+    let request: EmbedAllRequest = call.json()?;
+    let inputs = request.inputs.into_inputs("inputs")?;
+    let characters = inputs.texts().map(|text| text.chars().count()).sum();
+    let hidden = app.service.hidden(inputs, request.text.apply(call.options()?)).await?;
+    let tokens = hidden.states.iter().map(|(tokens, _)| tokens).sum();
+    let mut text = Vec::from(b"[");
+    for (index, (_, states)) in hidden.states.iter().enumerate() {
+        text.extend_from_slice(if index > 0 { b",[" } else { b"[" });
+        for (token, state) in states.chunks_exact(hidden.width).enumerate() {
+            if token > 0 {
+                text.push(b',');
+            }
+            write_floats(state, &mut text);
+        }
+        text.push(b']');
+    }
+    text.push(b']');
+    let mut response = super::typed(StatusCode::OK, "application/json", text);
+    response.extensions_mut().insert(Work { rows: hidden.states.len(), tokens });
+    Ok(with_timings(&app, response, characters, tokens, hidden.timings))
+}
+
+pub(super) async fn similarity(app: App, call: Call) -> Result<Response, RequestError> {
+    #[derive(Deserialize)]
+    struct SimilarityRequest {
+        inputs: Pair,
+        #[serde(default)]
+        parameters: TextParameters,
+    }
+    #[derive(Deserialize)]
+    struct Pair {
+        source_sentence: String,
+        sentences: Vec<String>,
+    }
+    let request: SimilarityRequest = call.json()?;
+    if request.inputs.sentences.is_empty() {
+        return Err(RequestError::Empty { key: "sentences".into() });
+    }
+    let mut texts = vec![request.inputs.source_sentence];
+    texts.extend(request.inputs.sentences);
+    let options =
+        RequestOptions { normalize: Some(true), ..request.parameters.apply(call.options()?) };
+    let answer = app.service.embed(texts.into(), options).await?.strict()?;
+    let source = answer.vector(0).unwrap_or_default();
+    let cosine = |row| {
+        let other = answer.vector(row).unwrap_or_default();
+        source.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+    };
+    let cosines: Vec<f32> = (1..answer.rows.len()).map(cosine).collect();
+    let mut response = respond(StatusCode::OK, &cosines);
+    let (rows, tokens) = (answer.rows.len(), answer.tokens());
+    response.extensions_mut().insert(Work { rows, tokens });
+    Ok(with_timings(&app, response, answer.characters, tokens, answer.timings))
+}
+
+/// A token as TEI describes it; where it begins and ends in the text is not known.
+pub(crate) struct Token {
+    pub(crate) id: u32,
+    pub(crate) text: String,
+    pub(crate) special: bool,
+}
+
+/// The tokens of each input, untruncated.
+pub(crate) async fn tokens(
+    service: &Service,
+    inputs: Inputs,
+    special: bool,
+    prompt: Option<String>,
+) -> Result<Vec<Vec<Token>>, RequestError> {
+    let service = service.clone();
+    blocking(move || {
+        let model = service.embedder().model();
+        let prompt = prompt.map_or(service.config().prompt.clone(), Prompt::Named);
+        let prompt = service.embedder().prompt_text(&prompt)?;
+        let describe = |id: u32| Token {
+            id,
+            text: model.text().token(id).unwrap_or_default(),
+            special: model.text().special_ids().binary_search(&id).is_ok(),
+        };
+        let one = |index: usize| {
+            let ids = match inputs.get(index) {
+                Input::Text(text) => model.text().all_ids(text, prompt, special),
+                Input::Ids(ids) => Ok(ids.to_vec()),
+                Input::Null => Ok(Vec::new()),
+            };
+            let failed = |error| RequestError::Item { index, error: ItemError::from(error) };
+            Ok(ids.map_err(failed)?.into_iter().map(describe).collect())
+        };
+        (0..inputs.len()).map(one).collect()
+    })
+    .await?
+}
+
+pub(super) async fn tokenize(app: App, call: Call) -> Result<Response, RequestError> {
+    #[derive(Deserialize)]
+    struct TokenizeRequest {
+        inputs: JsonInput,
+        #[serde(default = "yes")]
+        add_special_tokens: bool,
+        prompt_name: Option<String>,
+    }
+    let request: TokenizeRequest = call.json()?;
+    let inputs = request.inputs.into_inputs("inputs")?;
+    let (special, prompt) = (request.add_special_tokens, request.prompt_name);
+    let tokens = tokens(&app.service, inputs, special, prompt).await?;
+    let describe = |token: &Token| {
+        let Token { id, text, special } = token;
+        json!({ "id": id, "text": text, "special": special, "start": null, "stop": null })
+    };
+    let lists: Vec<Vec<Value>> =
+        tokens.iter().map(|tokens| tokens.iter().map(describe).collect()).collect();
+    Ok(respond(StatusCode::OK, &lists))
+}
+
+fn yes() -> bool {
+    true
+}
+
+pub(super) async fn decode(app: App, call: Call) -> Result<Response, RequestError> {
+    #[derive(Deserialize)]
+    struct DecodeRequest {
+        ids: JsonInput,
+        #[serde(default = "yes")]
+        skip_special_tokens: bool,
+    }
+    let request: DecodeRequest = call.json()?;
+    let ids = |item: Item| match item {
+        Item::Ids(ids) => Ok(ids),
+        Item::Text(_) => Err(RequestError::invalid("`ids` must be token ids")),
+    };
+    let lists = request.ids.items.into_iter().map(ids).collect::<Result<Vec<_>, _>>()?;
+    let texts = decode_ids(&app.service, lists, request.skip_special_tokens).await?;
+    Ok(respond(StatusCode::OK, &texts))
+}
+
+/// The texts that ids stand for.
+pub(crate) async fn decode_ids(
+    service: &Service,
+    lists: Vec<Vec<u32>>,
+    skip_special: bool,
+) -> Result<Vec<String>, RequestError> {
+    let service = service.clone();
+    blocking(move || {
+        let decode = |(index, ids): (usize, &Vec<u32>)| {
+            let checked =
+                match ids.iter().find(|id| **id > service.embedder().model().text().largest_id()) {
+                    Some(id) => Err(ItemError::Text {
+                        message: format!("token id {id} is not in the vocabulary"),
+                    }),
+                    None => service
+                        .embedder()
+                        .model()
+                        .text()
+                        .decode_with(ids, skip_special)
+                        .map_err(ItemError::from),
+                };
+            checked.map_err(|error| RequestError::Item { index, error })
+        };
+        lists.iter().enumerate().map(decode).collect()
+    })
+    .await?
+}
+
+pub(super) async fn info(State(app): State<App>) -> Response {
+    let service = &app.service;
+    let (embedder, config) = (service.embedder(), service.config());
+    let model = embedder.model();
+    let pooling = model.head().poolings().first().map(|pooling| match pooling {
+        fletcher_core::Pooling::Cls => "cls",
+        fletcher_core::Pooling::LastToken => "last_token",
+        fletcher_core::Pooling::Max => "max",
+        _ => "mean",
+    });
+    respond(
+        StatusCode::OK,
+        &json!({
+            "model_id": service.name(),
+            "model_sha": null,
+            "model_dtype": "float32",
+            "served_model_name": service.name(),
+            "model_type": { "embedding": { "pooling": pooling } },
+            "max_concurrent_requests": config.queue_tokens,
+            "max_input_length": model.max_tokens(),
+            "max_batch_tokens": embedder.block_tokens(),
+            "max_batch_requests": null,
+            "max_client_batch_size": config.max_rows,
+            "auto_truncate": config.overlong != Overlong::Error,
+            "tokenization_workers": embedder.threads(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "sha": null,
+            "docker_label": null,
+            "fingerprint": service.fingerprint(),
+            "dimensions": embedder.dim(),
+            "normalized": model.head().normalized(),
+            "prompts": model.prompts().by_name.keys().collect::<Vec<_>>(),
+        }),
+    )
+}

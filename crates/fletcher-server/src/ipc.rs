@@ -1,0 +1,157 @@
+//! Arrow IPC messages from clients, out of an HTTP body or Flight's frames.
+//!
+//! The readers of the `arrow` crate allocate what a message says it holds before they look whether
+//! it does: one damaged byte makes them ask for petabytes, which ends the process. This one slices
+//! what is there. What can make the crate panic in other ways is caught and becomes an error.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::buffer::Buffer;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::ipc::convert::fb_to_schema;
+use arrow::ipc::reader::{read_dictionary, read_record_batch};
+use arrow::ipc::{self, MessageHeader, root_as_message};
+use bytes::Bytes;
+
+use crate::guard::quietly;
+
+/// What stands before a message's length since version 0.15 of the format.
+const CONTINUATION: [u8; 4] = [0xff; 4];
+/// How much smaller than its content a compressed buffer can be: zstd's limit, rounded up.
+const MAX_EXPANSION: u64 = 1 << 16;
+/// Most bytes that one message's compressed buffers may hold.
+const DECOMPRESSED_MAX: u64 = 1 << 30;
+
+/// Turns messages into batches; remembers the schema and the dictionaries.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    schema: Option<SchemaRef>,
+    dictionaries: HashMap<i64, ArrayRef>,
+}
+
+impl Decoder {
+    /// The schema, once its message came.
+    pub(crate) fn schema(&self) -> Option<&SchemaRef> {
+        self.schema.as_ref()
+    }
+
+    /// Takes a message; gives the batch if it holds one.
+    pub(crate) fn message(
+        &mut self,
+        metadata: &[u8],
+        body: Bytes,
+    ) -> Result<Option<RecordBatch>, ArrowError> {
+        let outcome = quietly(|| self.decode(metadata, &Buffer::from(body)));
+        outcome.unwrap_or_else(|| Err(damage("it is damaged")))
+    }
+
+    fn decode(
+        &mut self,
+        metadata: &[u8],
+        body: &Buffer,
+    ) -> Result<Option<RecordBatch>, ArrowError> {
+        let message = root_as_message(metadata)
+            .map_err(|error| damage(format!("a message's metadata is broken ({error})")))?;
+        let version = message.version();
+        let missing = || damage("a message lacks its header");
+        let schema = || self.schema.clone().ok_or_else(|| damage("the first message is no schema"));
+        match message.header_type() {
+            MessageHeader::Schema => {
+                let schema = message.header_as_schema().ok_or_else(missing)?;
+                if self.schema.is_some() {
+                    return Err(damage("there is a second schema"));
+                }
+                if !schema.endianness().equals_to_target_endianness() {
+                    return Err(damage("its byte order is not this machine's"));
+                }
+                self.schema = Some(Arc::new(fb_to_schema(schema)));
+                Ok(None)
+            }
+            MessageHeader::RecordBatch => {
+                let batch = message.header_as_record_batch().ok_or_else(missing)?;
+                check_expansion(&batch, body)?;
+                let dictionaries = &self.dictionaries;
+                read_record_batch(body, batch, schema()?, dictionaries, None, &version).map(Some)
+            }
+            MessageHeader::DictionaryBatch => {
+                let batch = message.header_as_dictionary_batch().ok_or_else(missing)?;
+                check_expansion(&batch.data().ok_or_else(missing)?, body)?;
+                let schema = schema()?;
+                read_dictionary(body, batch, &schema, &mut self.dictionaries, &version)?;
+                Ok(None)
+            }
+            MessageHeader::NONE => Ok(None),
+            other => Err(damage(format!("a message of type {other:?} is unexpected"))),
+        }
+    }
+}
+
+/// Reads a whole stream.
+pub(crate) fn read_stream(mut bytes: Bytes) -> Result<(SchemaRef, Vec<RecordBatch>), ArrowError> {
+    let (mut decoder, mut batches) = (Decoder::default(), Vec::new());
+    while let Some(length) = next_length(&mut bytes)? {
+        let metadata = take(&mut bytes, length)?;
+        let body = root_as_message(&metadata).map(|message| message.bodyLength());
+        let body =
+            body.map_err(|error| damage(format!("a message's metadata is broken ({error})")))?;
+        let body = u64::try_from(body).map_err(|_| damage("a message has a negative length"))?;
+        batches.extend(decoder.message(&metadata, take(&mut bytes, body)?)?);
+    }
+    let schema = decoder.schema.ok_or_else(|| damage("it is empty"))?;
+    Ok((schema, batches))
+}
+
+/// The length of the next message's metadata; `None` at the end.
+fn next_length(bytes: &mut Bytes) -> Result<Option<u64>, ArrowError> {
+    if bytes.is_empty() {
+        // A stream may end without a mark.
+        return Ok(None);
+    }
+    let mut prefix = take(bytes, 4)?;
+    if prefix[..] == CONTINUATION {
+        prefix = take(bytes, 4)?;
+    }
+    let length = u32::from_le_bytes(prefix[..].try_into().map_err(|_| cut_short())?);
+    Ok((length > 0).then_some(length.into()))
+}
+
+fn take(bytes: &mut Bytes, count: u64) -> Result<Bytes, ArrowError> {
+    match usize::try_from(count) {
+        Ok(count) if count <= bytes.len() => Ok(bytes.split_to(count)),
+        _ => Err(cut_short()),
+    }
+}
+
+/// Refuses compressed buffers that claim more content than compression can have hidden in them, or
+/// than anybody would send.
+fn check_expansion(batch: &ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), ArrowError> {
+    if batch.compression().is_none() {
+        return Ok(());
+    }
+    let mut total = 0u64;
+    for buffer in batch.buffers().iter().flatten() {
+        // Each begins with the length of its content, -1 for none compressed; or it is empty.
+        let bytes = usize::try_from(buffer.offset())
+            .ok()
+            .and_then(|start| body.get(start..)?.first_chunk::<8>());
+        let claimed = bytes.map_or(0, |bytes| i64::from_le_bytes(*bytes));
+        let length = u64::try_from(buffer.length()).unwrap_or_default();
+        let claimed = if length > 0 { u64::try_from(claimed).unwrap_or_default() } else { 0 };
+        total = total.saturating_add(claimed);
+        if claimed / MAX_EXPANSION > length || total > DECOMPRESSED_MAX {
+            return Err(damage("a compressed buffer claims an impossible length"));
+        }
+    }
+    Ok(())
+}
+
+fn cut_short() -> ArrowError {
+    damage("it ends too early")
+}
+
+fn damage(message: impl Into<String>) -> ArrowError {
+    ArrowError::IpcError(message.into())
+}

@@ -1,0 +1,197 @@
+//! `fletcher serve`: the model behind every protocol, until a signal.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fletcher_backend::registry;
+use fletcher_server::auth::ApiKeys;
+use fletcher_server::tls::TlsFiles;
+use fletcher_server::{
+    Address, ConnectionLimits, ForwardConfig, HttpConfig, ServeError, Server, ServerConfig,
+    Service, ServiceConfig,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::args::{LogFormatArg, LogLevelArg, ServeArgs};
+use crate::config::{self, ModelConfig};
+use crate::failure::Failure;
+use crate::model;
+
+/// Threads that move bytes; the engine has its own.
+const IO_THREADS: (usize, usize) = (2, 8);
+/// Threads for what blocks: tokenising, files.
+const BLOCKING_THREADS: usize = 32;
+
+#[expect(clippy::print_stdout, reason = "a command prints its result")]
+pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+    if args.print_config {
+        print!("{}", args.in_effect);
+        return Ok(());
+    }
+    log_to_stderr(&args);
+    let model_config = ModelConfig::resolve(&args.model);
+    let config = server_config(&args)?;
+    let embedder = model::load(&model_config)?;
+    if model_config.model == model::DEFAULT {
+        tracing::warn!("{}", model::EMBEDDED_NOTICE);
+    }
+    let text = config::embed_options(&args.text);
+    let service = Service::start(
+        embedder,
+        ServiceConfig {
+            queue_tokens: args.max_queue_tokens,
+            deadline: Duration::from_secs(args.deadline),
+            cache_bytes: args.cache_mb << 20,
+            interactive_rows: args.interactive_rows,
+            max_rows: args.max_rows,
+            overlong: text.overlong,
+            prompt: text.prompt,
+            served_name: args.served_name.clone(),
+            aliases: args.alias.clone(),
+            device: registry::resolve(model_config.device).to_string(),
+        },
+    );
+    let threads = config::threads().clamp(IO_THREADS.0, IO_THREADS.1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("fletcher-io")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::work(format!("cannot start threads: {error}")))?;
+    runtime.block_on(serve(service, config))
+}
+
+async fn serve(service: Service, config: ServerConfig) -> Result<(), Failure> {
+    let server = Server::bind(service.clone(), config).await?;
+    for address in server.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    let stop = stop_signal()?;
+    let probe = async {
+        service.probe().await?;
+        let (model, fingerprint) = (service.name(), service.fingerprint());
+        tracing::info!(model, fingerprint, device = service.config().device, "ready");
+        Ok::<_, ServeError>(())
+    };
+    // Liveness is answered while the probe runs; a failed probe stops the server.
+    let mut outcome = Ok(());
+    let stop = async {
+        outcome = probe.await;
+        if outcome.is_ok() {
+            stop.await;
+        }
+    };
+    server.run(stop).await;
+    Ok(outcome?)
+}
+
+/// Completes at the first SIGTERM or SIGINT; a second one ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let watch = |kind| {
+        signal(kind).map_err(|error| Failure::work(format!("cannot watch for signals: {error}")))
+    };
+    let (mut terminate, mut interrupt) =
+        (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?);
+    // A lost terminal must not end a server; certificates are watched without it.
+    let mut hangup = watch(SignalKind::hangup())?;
+    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}
+
+fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
+    let mut keys = args.api_key.clone();
+    if let Some(file) = &args.api_key_file {
+        keys.extend(key_lines(file)?);
+    }
+    let http = match (args.http.is_empty(), args.flight.is_empty()) {
+        (true, true) => vec![Address::Tcp("127.0.0.1:8080".into())],
+        _ => args.http.clone(),
+    };
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(TlsFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+            client_ca: args.tls_client_ca.clone(),
+        }),
+        (None, None) => None,
+        _ => return Err(Failure::input("--tls-cert and --tls-key belong together")),
+    };
+    Ok(ServerConfig {
+        http,
+        grpc: args.flight.clone(),
+        limits: HttpConfig {
+            body_bytes: args.max_body_mb << 20,
+            bodies_bytes: args.max_bodies_mb << 20,
+            cors_origins: args.cors_origin.clone(),
+            public_metrics: args.public_metrics,
+            ..HttpConfig::default()
+        },
+        connections: ConnectionLimits {
+            connections: args.max_connections,
+            ..ConnectionLimits::default()
+        },
+        keys: ApiKeys::new(keys)?,
+        tls,
+        drain: Duration::from_secs(args.drain),
+        datasets_bytes: args.datasets_mb << 20,
+        forward: forward_config(args),
+    })
+}
+
+fn forward_config(args: &ServeArgs) -> Option<ForwardConfig> {
+    let (target, dataset) = args.forward.clone().zip(args.dataset.clone())?;
+    Some(ForwardConfig {
+        target,
+        dataset,
+        vector_column: args.forward_vector_column.clone(),
+        spill: args.spill.clone(),
+        spill_bytes: (args.spill_mb as u64) << 20,
+        ca: args.forward_ca.clone(),
+        token: args.forward_token.clone(),
+        ack_timeout: Duration::from_secs(args.forward_timeout),
+    })
+}
+
+fn key_lines(file: &Path) -> Result<Vec<String>, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Failure::input(format!("{}: {error}", file.display())))?;
+    let lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = lines.map(str::to_owned).collect();
+    // An empty file must not open the server to everybody.
+    match keys.is_empty() {
+        true => Err(Failure::input(format!("{}: holds no key", file.display()))),
+        false => Ok(keys),
+    }
+}
+
+fn log_to_stderr(args: &ServeArgs) {
+    let level = match args.log_level {
+        LogLevelArg::Error => LevelFilter::ERROR,
+        LogLevelArg::Warn => LevelFilter::WARN,
+        LogLevelArg::Info => LevelFilter::INFO,
+        LogLevelArg::Debug => LevelFilter::DEBUG,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match args.log_format {
+        LogFormatArg::Text => log.with_ansi(false).init(),
+        LogFormatArg::Json => log.json().flatten_event(true).init(),
+    }
+}
