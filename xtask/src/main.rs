@@ -1,5 +1,6 @@
 //! The developer's commands: `cargo xtask <command>`.
 
+mod bench_table;
 mod ci;
 mod proto;
 mod tidy;
@@ -14,6 +15,7 @@ const USAGE: &str = "cargo xtask <command>
   ci      everything that CI checks: format, lints, tests, tidy
   proto   make the code of crates/fletcher-server/proto anew, without protoc
   tidy    the rules of the tree that no other tool checks
+  bench-table   writes the README's table of comparisons from bench/record
 ";
 
 #[expect(clippy::print_stderr, reason = "a developer's tool talks to a terminal")]
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
 
 fn run(command: &str) -> Result<()> {
     match command {
+        "bench-table" => bench_table::run(&root()),
         "ci" => ci::run(&root()),
         "proto" => proto::run(&root()),
         "tidy" => tidy::run(&root()),

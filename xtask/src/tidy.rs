@@ -52,6 +52,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         }
     }
     check_edges(root, &mut findings)?;
+    if !crate::bench_table::is_current(root)? {
+        findings
+            .push("README.md: the table is not the records'; run cargo xtask bench-table".into());
+    }
     for finding in &findings {
         eprintln!("{finding}");
     }

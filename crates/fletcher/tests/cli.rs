@@ -392,3 +392,69 @@ fn an_interrupted_run_leaves_nothing() {
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn bench_measures_and_writes_its_report() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (json, html, texts) = (at("r.json"), at("r.html"), at("texts.txt"));
+    std::fs::write(&texts, "The quick brown fox\nA fast auburn animal\n").unwrap();
+    let output = fletcher(&[
+        "bench",
+        "--sizes",
+        "8,40",
+        "--batch-size",
+        "4",
+        "--seq-len",
+        "16",
+        "--text",
+        &texts,
+        "--rounds",
+        "1",
+        "--latency",
+        "--latency-tokens",
+        "16",
+        "--soak",
+        "1s",
+        "--threads",
+        "2",
+        "--json",
+        &json,
+        "--html",
+        &html,
+    ]);
+    check(&output, 0, &[]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    for part in ["vectors/s", "texts/s", "p99", "soak"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["sizes"]["runs"][1]["rows"], 40);
+    assert_eq!(report["text"]["texts"], 2);
+    assert!(report["text"]["stages"]["tokenise"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["latency"][0]["tokens"], 16);
+    assert!(!report["command"].as_str().unwrap().contains(folder.path().to_str().unwrap()));
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("<svg") && page.trim_end().ends_with("</html>"));
+    check(&fletcher(&["bench", "--seq-len", "100000"]), 2, &["at most"]);
+}
+
+#[test]
+fn bench_answers_a_pair() {
+    let requests = concat!(
+        "{\"set\":\"t\",\"texts\":[\"a fox\",\"an animal\"]}\n{\"run\":\"t\"}\n{\"one\":\"t\"}\n",
+        "{\"set\":\"i\",\"ids\":[[2,5,3]]}\n{\"run\":\"i\"}\n{\"vectors\":\"i\"}\n",
+    );
+    let output = fletcher_with_input(&["bench", "--pair", "--seq-len", "16"], requests.as_bytes());
+    check(&output, 0, &[]);
+    let lines: Vec<&[u8]> = output.stdout.splitn(7, |&byte| byte == b'\n').collect();
+    let answers: Vec<serde_json::Value> =
+        lines[..6].iter().map(|line| serde_json::from_slice(line).unwrap()).collect();
+    assert_eq!(answers[0]["rows"], 2);
+    assert!(answers[1]["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(answers[2]["ms"].as_array().unwrap().len(), 2);
+    assert_eq!(answers[5]["rows"], 1);
+    assert_eq!(lines[6].len() as u64, 4 * answers[5]["dim"].as_u64().unwrap());
+    let lost = fletcher_with_input(&["bench", "--pair", "--seq-len", "16"], b"{\"run\":\"x\"}\n");
+    check(&lost, 2, &["nothing is set as `x`"]);
+}

@@ -5,6 +5,7 @@
 //! the queues. The stop signal is looked at between chunks; a sink dropped before it is finished
 //! leaves nothing at the output path.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use crate::progress::EmbedBar;
 
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
+/// Chunks that are embedded at the same time.
+const IN_FLIGHT: usize = 2;
 /// How often a stage that waits looks at the stop signal.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -99,23 +102,49 @@ struct Progress {
 
 impl Stages<'_> {
     /// Embeds chunk after chunk until the source ends, a stage fails or the user stops it.
+    ///
+    /// Two chunks are in flight, so that workers that are done with one begin the next; but a
+    /// finished chunk never waits for the source.
     fn drive(
         &self,
         chunks: &Chunks,
         done: SyncSender<Finished>,
         mut progress: impl FnMut(Progress),
     ) -> Result<(), Failure> {
-        let mut rows_done = 0;
-        while let Some(read) = next(chunks, self.stop)? {
-            let rows = read.chunk.len() as u64;
-            let (vectors, tokens) = self.embed(&read.chunk)?;
-            rows_done += rows;
-            // The writer has gone away only if it failed; it tells why when it is joined.
-            let sent = done.send(Some((read.chunk, vectors)));
-            sent.map_err(|_| Failure::ClosedPipe)?;
-            progress(Progress { rows, tokens, rows_done, bytes_read: read.bytes_read });
-        }
-        done.send(None).map_err(|_| Failure::ClosedPipe)
+        let (mut rows_done, mut ended) = (0, false);
+        std::thread::scope(|scope| {
+            let mut in_flight = VecDeque::new();
+            loop {
+                while !ended && in_flight.len() < IN_FLIGHT {
+                    let read = match in_flight.is_empty() {
+                        true => next(chunks, self.stop)?,
+                        false => match chunks.try_recv() {
+                            Ok(read) => read?,
+                            Err(_) => break,
+                        },
+                    };
+                    let Some(Read { chunk, bytes_read }) = read else {
+                        ended = true;
+                        break;
+                    };
+                    in_flight.push_back(scope.spawn(move || {
+                        let found = self.embed(&chunk)?;
+                        Ok::<_, Failure>((chunk, bytes_read, found))
+                    }));
+                }
+                let Some(first) = in_flight.pop_front() else { break };
+                let (chunk, bytes_read, (vectors, tokens)) =
+                    first.join().map_err(|_| stage_panicked())??;
+                let rows = chunk.len() as u64;
+                rows_done += rows;
+                // The writer has gone away only if it failed; it tells why when it is joined.
+                let sent = done.send(Some((chunk, vectors)));
+                sent.map_err(|_| Failure::ClosedPipe)?;
+                progress(Progress { rows, tokens, rows_done, bytes_read });
+                stopped(self.stop)?;
+            }
+            done.send(None).map_err(|_| Failure::ClosedPipe)
+        })
     }
 
     /// Vectors for a chunk's rows, in place, and the number of tokens that took.
@@ -156,16 +185,21 @@ impl Stages<'_> {
 /// The next chunk, `None` at the end of the input; fails when the user stops the run.
 fn next(chunks: &Chunks, stop: &AtomicUsize) -> Result<Option<Read>, Failure> {
     loop {
-        match stop.load(Ordering::Relaxed) {
-            0 => {}
-            signal => return Err(Failure::Interrupted { signal: signal as i32 }),
-        }
+        stopped(stop)?;
         match chunks.recv_timeout(STOP_POLL) {
             Ok(read) => return Ok(read?),
             Err(RecvTimeoutError::Timeout) => {}
             // Without the end mark the rest of the input is missing, so this is no end.
             Err(RecvTimeoutError::Disconnected) => return Err(stage_panicked()),
         }
+    }
+}
+
+/// Fails if the user has stopped the run.
+fn stopped(stop: &AtomicUsize) -> Result<(), Failure> {
+    match stop.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => Err(Failure::Interrupted { signal: signal as i32 }),
     }
 }
 

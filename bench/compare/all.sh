@@ -1,0 +1,43 @@
+#!/bin/sh
+# Makes every record of this machine in about a quarter of an hour. Run it when nothing else does.
+#
+#   bench/compare/all.sh RECORD_FOLDER TINY_MODEL MINILM_MODEL CORPUS.jsonl [TEI_ROUTER]
+#
+# The Python that runs it needs requirements.txt; PYTHON names it. The first run makes the peers'
+# exports beside the models, which takes some minutes more.
+set -eu
+record=$1 tiny=$2 minilm=$3 corpus=$4 tei=${5:-}
+here=$(dirname "$0")
+python=${PYTHON:-python3}
+root=$here/../..
+fletcher=${FLETCHER:-$root/target/release/fletcher}
+
+pair() { # script, model, precision, rows, texts
+    echo "== $1 $(basename "$2") $3"
+    "$python" "$here/$1" "$2" --precision "$3" --rows "$4" --texts "$corpus" --text-rows "$5" \
+        --fletcher "$fletcher" --record "$record" 2>/dev/null || echo "   failed"
+}
+
+"$python" "$here/footprint.py" --fletcher "$fletcher" --record "$record" >/dev/null
+for precision in f32 bf16 int8; do
+    "$fletcher" bench -m "$tiny" --precision $precision --batch-size 32 --seq-len 64 \
+        --sizes 5000,10000,50000 --text "$corpus" --latency \
+        --json "$record/$(date +%F)-bench-tiny-$precision.json" \
+        --html "$record/$(date +%F)-bench-tiny-$precision.html"
+done
+for precision in f32 bf16 int8; do pair vs_openvino.py "$tiny" $precision 4096 1000; done
+for precision in f32 int8; do pair vs_onnxruntime.py "$tiny" $precision 4096 1000; done
+pair vs_pytorch.py "$tiny" f32 2048 1000
+pair vs_pytorch.py "$tiny" bf16 2048 1000
+pair vs_sentence_transformers.py "$tiny" f32 2048 500
+for precision in f32 bf16 int8 int8-bf16; do pair vs_openvino.py "$minilm" $precision 256 200; done
+for precision in f32 int8; do pair vs_onnxruntime.py "$minilm" $precision 256 200; done
+pair vs_pytorch.py "$minilm" f32 192 120
+pair vs_sentence_transformers.py "$minilm" f32 192 120
+if [ -n "$tei" ]; then
+    for model in "$tiny" "$minilm"; do
+        "$python" "$here/vs_tei.py" "$model" --tei "$tei" --rows 512 --texts "$corpus" --text-rows 250 \
+            --fletcher "$fletcher" --record "$record" || echo "   failed"
+    done
+fi
+(cd "$root" && cargo xtask bench-table)
