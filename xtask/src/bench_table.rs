@@ -16,6 +16,10 @@ const FOREIGN_SHARE_MAX: f64 = 0.05;
 const WORKLOADS: [&str; 4] =
     ["64 tokens", "texts", "one text of 16 tokens", "one text of 128 tokens"];
 
+const HEAD: &str = "\
+| model | peer | 64 tokens, vectors/s | texts/s | one of 16 tokens, ms | of 128, ms |
+|---|---|---|---|---|---|";
+
 /// Writes the table.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let (old, new) = update(root)?;
@@ -86,9 +90,7 @@ fn table(records: &BTreeMap<[String; 4], Value>) -> String {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 out,
-                "\n{}, {} cores, {date}. Fletcher / peer; in bold how many times faster Fletcher is.\n\n\
-                 | model | peer | 64 tokens, vectors/s | texts/s | one of 16 tokens, ms | of 128, ms |\n\
-                 |---|---|---|---|---|---|",
+                "\n{}, {} cores, {date}. Fletcher / peer; bold: how many times faster it is.\n\n{HEAD}",
                 facts["cpu"].as_str().unwrap_or("?"),
                 facts["cores"]
             );

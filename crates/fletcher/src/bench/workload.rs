@@ -313,11 +313,14 @@ impl Workload<'_> {
         };
         let mut text = String::new();
         for word in WORDS.iter().cycle().take(tokens) {
-            let longer = format!("{text}{}{word}", if text.is_empty() { "" } else { " " });
-            if count(&longer)? > tokens {
-                break;
+            // Where a word of several tokens is too long, a letter or a full stop may fit.
+            for part in [word, "a", "."] {
+                let longer = format!("{text}{}{part}", if text.is_empty() { "" } else { " " });
+                if count(&longer)? <= tokens {
+                    text = longer;
+                    break;
+                }
             }
-            text = longer;
         }
         Ok(text)
     }
