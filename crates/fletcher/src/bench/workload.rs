@@ -333,8 +333,8 @@ fn in_parallel(
 ) -> Result<(), Failure> {
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..threads).map(|_| scope.spawn(client)).collect();
-        let ends = clients.into_iter().map(|client| client.join());
-        ends.map(|end| end.map_err(|_| Failure::work("a worker panicked"))?).collect()
+        let mut ends = clients.into_iter().map(|client| client.join());
+        ends.try_for_each(|end| end.map_err(|_| Failure::work("a worker panicked"))?)
     })
 }
 
