@@ -26,11 +26,14 @@ fn open(folder: &str, precision: Precision, threads: usize) -> Result<Embedder, 
 }
 
 /// The shortest of many runs, in seconds.
-fn best(seconds: f64, mut run: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+fn best<R, E: Into<Error>>(
+    seconds: f64,
+    mut run: impl FnMut() -> Result<R, E>,
+) -> Result<f64, Error> {
     let (start, mut best) = (Instant::now(), f64::MAX);
     while start.elapsed().as_secs_f64() < seconds {
         let begin = Instant::now();
-        run()?;
+        run().map_err(Into::into)?;
         best = best.min(begin.elapsed().as_secs_f64());
     }
     Ok(best)
@@ -60,14 +63,14 @@ fn main() -> Result<(), Error> {
         for threads in [1, 0] {
             let embedder = open(&folder, precision, threads)?;
             let chunk = &rows[..if threads == 1 { SEQUENCES / 8 } else { SEQUENCES }];
-            let seconds = best(3.0, || Ok(drop(embedder.embed_ids(chunk)?)))?;
+            let seconds = best(3.0, || embedder.embed_ids(chunk))?;
             let name = if threads == 1 { "one thread" } else { "all" };
             print!("  {name} {:7.1}/s", chunk.len() as f64 / seconds);
         }
         let embedder = open(&folder, precision, 0)?;
         for tokens in [16, 128] {
             let row = ids(1, tokens);
-            let seconds = best(1.0, || Ok(drop(embedder.embed_ids(&[&row[0][..]])?)))?;
+            let seconds = best(1.0, || embedder.embed_ids(&[&row[0][..]]))?;
             print!("  {tokens} tokens {:6.3} ms", seconds * 1e3);
         }
         if !texts.is_empty() {

@@ -13,10 +13,13 @@ use crate::ops::norm::Norm;
 use crate::ops::quantize::Quantize;
 use crate::ops::rotary::Rotary;
 
+/// Packs a weight with its bias.
+type Pack = fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear;
+
 /// One instruction set's shells.
 struct Table {
     isa: Isa,
-    pack: fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear,
+    pack: Pack,
     attention_scratch: fn(Format, usize, usize) -> usize,
     gemm: unsafe fn(&mut Gemm<'_>),
     attention: unsafe fn(&mut Attention<'_>),
