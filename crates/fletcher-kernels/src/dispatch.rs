@@ -130,7 +130,14 @@ shells!(
     )]
 );
 #[cfg(target_arch = "aarch64")]
-shells!(neon, Isa::Neon, crate::isa::neon::Neon, #[target_feature(enable = "neon")]);
+shells!(neon, Isa::Neon, crate::isa::neon::Neon<false>, #[target_feature(enable = "neon")]);
+#[cfg(target_arch = "aarch64")]
+shells!(
+    neon_dot,
+    Isa::NeonDot,
+    crate::isa::neon::Neon<true>,
+    #[target_feature(enable = "neon,bf16,i8mm")]
+);
 
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
@@ -165,6 +172,8 @@ impl Kernels {
             Isa::Avx512Dot => &avx512_dot::TABLE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &neon_dot::TABLE,
             #[allow(unreachable_patterns, reason = "the sets of other architectures")]
             _ => return None,
         };
