@@ -161,9 +161,9 @@ impl Element for Bf16 {
         unsafe { value.store_bf16(to, lanes) }
     }
 
-    /// By the bits: read as a signed number, the greatest is the greatest positive one; as an unsigned
-    /// one, it is the negative one of the greatest size. Infinities and NaN stand beyond all numbers.
-    /// The compiler makes vectors of it.
+    /// By the bits: read as a signed number, the greatest is the greatest positive one; as an
+    /// unsigned one, it is the negative one of the greatest size. Infinities and NaN stand beyond
+    /// all numbers. The compiler makes vectors of it.
     #[inline(always)]
     unsafe fn extremes<L: Lanes>(row: &[Bf16]) -> Option<(f32, f32)> {
         const INFINITY: u16 = 0x7f80;

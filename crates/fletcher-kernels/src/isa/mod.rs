@@ -1,8 +1,8 @@
 //! Instruction sets as types.
 //!
-//! [`Lanes`] is a vector of f32 with the two dozen operations that the kernels need; each file beside
-//! this one implements it for one instruction set. The kernels in `ops/` are written once, over
-//! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
+//! [`Lanes`] is a vector of f32 with the two dozen operations that the kernels need; each file
+//! beside this one implements it for one instruction set. The kernels in `ops/` are written once,
+//! over `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
 use crate::number::Bf16;
 

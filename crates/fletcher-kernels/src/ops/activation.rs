@@ -29,8 +29,8 @@ pub(crate) trait Function {
     /// The CPU has the instruction set of `L`.
     unsafe fn apply<L: Lanes>(x: L) -> L;
 
-    /// The same for a result that will be rounded to bfloat16 or to a byte: it may be off by a small
-    /// part of that rounding.
+    /// The same for a result that will be rounded to bfloat16 or to a byte: it may be off by a
+    /// small part of that rounding.
     ///
     /// # Safety
     /// The CPU has the instruction set of `L`.
@@ -164,9 +164,9 @@ impl Function for Identity {
 
 /// `gelu(x) = max(x, 0) - g(|x|)` with `g(a) = a Q(a)` and `Q` the normal tail.
 ///
-/// `g` is cut into 16 pieces on 0..6, each a polynomial of degree 5 in the distance from its middle,
-/// to 2e-8; beyond 6 `g` is below 6e-9. Looking coefficients up takes the place of half of the
-/// multiplications that one polynomial for all would need.
+/// `g` is cut into 16 pieces on 0..6, each a polynomial of degree 5 in the distance from its
+/// middle, to 2e-8; beyond 6 `g` is below 6e-9. Looking coefficients up takes the place of half of
+/// the multiplications that one polynomial for all would need.
 impl Function for GeluErf {
     #[inline(always)]
     unsafe fn apply<L: Lanes>(x: L) -> L {
@@ -187,8 +187,8 @@ impl Function for GeluErf {
         }
     }
 
-    /// With cubics in `|x|` itself, piece `n` around `n / 3`: off by at most 7e-6, where the rounding
-    /// of a bfloat16 is that large from 0.002 on.
+    /// With cubics in `|x|` itself, piece `n` around `n / 3`: off by at most 7e-6, where the
+    /// rounding of a bfloat16 is that large from 0.002 on.
     #[inline(always)]
     unsafe fn apply_rounded<L: Lanes>(x: L) -> L {
         // SAFETY: the caller's guarantee is passed on.

@@ -444,8 +444,8 @@ unsafe fn attend<L: Lanes, E: Element>(
 /// take the place of the scores from each row's start on: none is written before the score there
 /// has been read.
 ///
-/// All rows go through each step together, because a row's greatest score and its sum end in a chain
-/// of single steps, which others' fill.
+/// All rows go through each step together, because a row's greatest score and its sum end in a
+/// chain of single steps, which others' fill.
 struct Softmax<'a, E> {
     attention: &'a Attention<'a>,
     head: usize,

@@ -1,7 +1,7 @@
 //! Rows to bytes, each row with a step and a zero of its own.
 //!
-//! The bytes span the row's own range, stretched to contain 0, so that 0 is a byte exactly: a GELU's
-//! outputs, nearly all above 0, get nearly all of the 255 steps.
+//! The bytes span the row's own range, stretched to contain 0, so that 0 is a byte exactly: a
+//! GELU's outputs, nearly all above 0, get nearly all of the 255 steps.
 
 use crate::isa::Lanes;
 use crate::number::{Bf16, Element, RowScale};
