@@ -1,9 +1,10 @@
 //! Speed and quality of the CPU's number formats on one model, side by side.
 //!
-//! `precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]` prints, for each format, sequences of 64 tokens a second on
-//! one thread and on all (the best of many short runs, so that a busy neighbour does not count), the
-//! time of one text of 16 and 128 tokens, and, given a file of one text a line, how far the vectors'
-//! directions are from the first format's.
+//! `precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]` prints, for each format, sequences of 64
+//! tokens a second on one thread and on all (the best of many short runs, so that a busy neighbour
+//! does not count), the time of one text of 16 and 128 tokens, and, given a file of one text a
+//! line, how far the vectors' directions are from the first format's, and which share of a text's
+//! ten nearest neighbours stays.
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
@@ -26,11 +27,14 @@ fn open(folder: &str, precision: Precision, threads: usize) -> Result<Embedder, 
 }
 
 /// The shortest of many runs, in seconds.
-fn best(seconds: f64, mut run: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+fn best<R, E: Into<Error>>(
+    seconds: f64,
+    mut run: impl FnMut() -> Result<R, E>,
+) -> Result<f64, Error> {
     let (start, mut best) = (Instant::now(), f64::MAX);
     while start.elapsed().as_secs_f64() < seconds {
         let begin = Instant::now();
-        run()?;
+        run().map_err(Into::into)?;
         best = best.min(begin.elapsed().as_secs_f64());
     }
     Ok(best)
@@ -60,14 +64,14 @@ fn main() -> Result<(), Error> {
         for threads in [1, 0] {
             let embedder = open(&folder, precision, threads)?;
             let chunk = &rows[..if threads == 1 { SEQUENCES / 8 } else { SEQUENCES }];
-            let seconds = best(3.0, || Ok(drop(embedder.embed_ids(chunk)?)))?;
+            let seconds = best(3.0, || embedder.embed_ids(chunk))?;
             let name = if threads == 1 { "one thread" } else { "all" };
             print!("  {name} {:7.1}/s", chunk.len() as f64 / seconds);
         }
         let embedder = open(&folder, precision, 0)?;
         for tokens in [16, 128] {
             let row = ids(1, tokens);
-            let seconds = best(1.0, || Ok(drop(embedder.embed_ids(&[&row[0][..]])?)))?;
+            let seconds = best(1.0, || embedder.embed_ids(&[&row[0][..]]))?;
             print!("  {tokens} tokens {:6.3} ms", seconds * 1e3);
         }
         if !texts.is_empty() {
@@ -79,7 +83,8 @@ fn main() -> Result<(), Error> {
             let cosines: Vec<f64> = pairs.map(|(a, b)| cosine(a, b)).collect();
             let least = cosines.iter().copied().fold(1.0, f64::min);
             let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
-            print!("  cosine least {least:.6} mean {mean:.6}");
+            let kept = overlap(&found.values, &exact, found.dim);
+            print!("  cosine least {least:.6} mean {mean:.6} top 10 {kept:.4}");
         }
         println!();
     }
@@ -91,4 +96,22 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
     };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The share of each vector's ten nearest others that both sets agree on.
+fn overlap(a: &[f32], b: &[f32], dim: usize) -> f64 {
+    let nearest = |values: &[f32], row: usize| {
+        let own = &values[row * dim..][..dim];
+        let others = values.chunks_exact(dim).enumerate().filter(|(other, _)| *other != row);
+        let mut ranked: Vec<(f64, usize)> =
+            others.map(|(other, vector)| (-cosine(own, vector), other)).collect();
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        ranked.into_iter().take(10).map(|(_, other)| other).collect::<Vec<_>>()
+    };
+    let rows = a.len() / dim;
+    let shared = |row: usize| {
+        let expected = nearest(b, row);
+        nearest(a, row).into_iter().filter(|other| expected.contains(other)).count()
+    };
+    (0..rows).map(shared).sum::<usize>() as f64 / (10 * rows) as f64
 }

@@ -13,10 +13,13 @@ use crate::ops::norm::Norm;
 use crate::ops::quantize::Quantize;
 use crate::ops::rotary::Rotary;
 
+/// Packs a weight with its bias.
+type Pack = fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear;
+
 /// One instruction set's shells.
 struct Table {
     isa: Isa,
-    pack: fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear,
+    pack: Pack,
     attention_scratch: fn(Format, usize, usize) -> usize,
     gemm: unsafe fn(&mut Gemm<'_>),
     attention: unsafe fn(&mut Attention<'_>),
@@ -127,7 +130,14 @@ shells!(
     )]
 );
 #[cfg(target_arch = "aarch64")]
-shells!(neon, Isa::Neon, crate::isa::neon::Neon, #[target_feature(enable = "neon")]);
+shells!(neon, Isa::Neon, crate::isa::neon::Neon<false>, #[target_feature(enable = "neon")]);
+#[cfg(target_arch = "aarch64")]
+shells!(
+    neon_dot,
+    Isa::NeonDot,
+    crate::isa::neon::Neon<true>,
+    #[target_feature(enable = "neon,bf16,i8mm")]
+);
 
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
@@ -162,6 +172,8 @@ impl Kernels {
             Isa::Avx512Dot => &avx512_dot::TABLE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &neon_dot::TABLE,
             #[allow(unreachable_patterns, reason = "the sets of other architectures")]
             _ => return None,
         };

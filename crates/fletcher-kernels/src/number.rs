@@ -87,6 +87,12 @@ pub(crate) trait Element: Number {
     /// # Safety
     /// The CPU has the instruction set of `L`; `to` has `lanes <= WIDTH` elements.
     unsafe fn write<L: Lanes>(value: L, to: *mut Self, lanes: usize);
+
+    /// The least and the greatest of a row and 0; `None` when a number is not finite.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`.
+    unsafe fn extremes<L: Lanes>(row: &[Self]) -> Option<(f32, f32)>;
 }
 
 impl Element for f32 {
@@ -113,6 +119,31 @@ impl Element for f32 {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn extremes<L: Lanes>(row: &[f32]) -> Option<(f32, f32)> {
+        // SAFETY: lanes at..at+lanes are inside the row; missing lanes are 0, which takes part.
+        unsafe {
+            let zero = L::splat(0.0);
+            let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], [zero; 2]);
+            let mut at = 0;
+            while at < row.len() {
+                // Two chains that do not wait for each other.
+                for chain in 0..2 {
+                    let lanes = L::WIDTH.min(row.len() - at);
+                    let values: L = f32::read(row.as_ptr().add(at), lanes);
+                    low[chain] = low[chain].min(values);
+                    high[chain] = high[chain].max(values);
+                    // What min and max may pass over shows here: NaN and infinity stay in a sum.
+                    total[chain] = total[chain].add(values);
+                    at += lanes;
+                }
+            }
+            let finite = total[0].add(total[1]).sum().is_finite();
+            let low = -zero.sub(low[0].min(low[1])).greatest();
+            finite.then(|| (low, high[0].max(high[1]).greatest()))
+        }
+    }
 }
 
 impl Element for Bf16 {
@@ -128,6 +159,23 @@ impl Element for Bf16 {
     unsafe fn write<L: Lanes>(value: L, to: *mut Bf16, lanes: usize) {
         // SAFETY: the caller guarantees the lanes.
         unsafe { value.store_bf16(to, lanes) }
+    }
+
+    /// By the bits: read as a signed number, the greatest is the greatest positive one; as an
+    /// unsigned one, it is the negative one of the greatest size. Infinities and NaN stand beyond
+    /// all numbers. The compiler makes vectors of it.
+    #[inline(always)]
+    unsafe fn extremes<L: Lanes>(row: &[Bf16]) -> Option<(f32, f32)> {
+        const INFINITY: u16 = 0x7f80;
+        let (mut signed, mut unsigned) = (0i16, 0u16);
+        for value in row {
+            signed = signed.max(value.0 as i16);
+            unsigned = unsigned.max(value.0);
+        }
+        let high = Bf16(signed as u16);
+        let low = if unsigned > 0x8000 { Bf16(unsigned) } else { Bf16(0) };
+        let finite = high.0 < INFINITY && low.0 & 0x7fff < INFINITY;
+        finite.then(|| (low.to_f32(), high.to_f32()))
     }
 }
 

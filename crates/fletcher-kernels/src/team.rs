@@ -1,8 +1,9 @@
-//! Threads that share one piece of work: for a single text, whose latency every core should shorten.
+//! Threads that share one piece of work: for a single text, whose latency every core should
+//! shorten.
 //!
 //! Spawning a thread, or waking one that sleeps, takes as long as a small encoder needs for a short
-//! text. So the helpers of a [`Team`] stay, and before they sleep they look out for the next call for a
-//! while that is as long as a call. Members meet at a [`Barrier`] that does not sleep either.
+//! text. So the helpers of a [`Team`] stay, and before they sleep they look out for the next call
+//! for a while that is as long as a call. Members meet at a [`Barrier`] that does not sleep either.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -32,8 +33,8 @@ struct State {
 }
 
 // SAFETY: `work` is written by the leader only while `running` is 0, and read by a helper only
-// between a change of its `calls` and its decrement of `running`; both are ordered by those atomics.
-// What it points to is `Sync`.
+// between a change of its `calls` and its decrement of `running`; both are ordered by those
+// atomics. What it points to is `Sync`.
 unsafe impl Sync for State {}
 // SAFETY: as above.
 unsafe impl Send for State {}
@@ -85,9 +86,9 @@ impl Team {
         self.members
     }
 
-    /// Runs `work(0)` on this thread and `work(1)` to `work(members - 1)` on helpers, all at the same
-    /// time, and returns when all have. Returns `false`, having run nothing, while another call is
-    /// going on, or when there are not so many threads to be had.
+    /// Runs `work(0)` on this thread and `work(1)` to `work(members - 1)` on helpers, all at the
+    /// same time, and returns when all have. Returns `false`, having run nothing, while another
+    /// call is going on, or when there are not so many threads to be had.
     ///
     /// # Panics
     /// When a member panics, after all have ended.
@@ -104,8 +105,8 @@ impl Team {
         };
         let state = &*self.state;
         let work_ptr: *const Work<'_> = work;
-        // SAFETY: only the lifetime changes. Helpers use the pointer before they count `running` down,
-        // and this function, panicking or not, returns only when that is 0.
+        // SAFETY: only the lifetime changes. Helpers use the pointer before they count `running`
+        // down, and this function, panicking or not, returns only when that is 0.
         let erased =
             unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(work_ptr) };
         // SAFETY: `running` is 0 and the leader's lock is held, so nobody else looks at it.

@@ -44,6 +44,11 @@ pub(crate) struct ModelArgs {
     pub(crate) device: DeviceChoice,
 
     /// Number format of the arithmetic
+    ///
+    /// f32 is exact; `auto` on the CPU is f32. bf16 and int8 are about two and three times as fast
+    /// on a CPU with instructions for them, and change vectors a little (cosine to f32's on
+    /// all-MiniLM-L6-v2: bf16 above 0.9999, int8 above 0.99). A format that the device has not is
+    /// an error.
     #[arg(long, default_value = Precision::Auto.name(), env = "FLETCHER_PRECISION", value_parser = precision())]
     pub(crate) precision: Precision,
 

@@ -125,8 +125,8 @@ impl Rows {
 }
 
 impl Arena {
-    /// Allocates for `rows` tokens of sequences of up to `max_tokens`. The pages are touched, and so
-    /// become resident, only as batches need them.
+    /// Allocates for `rows` tokens of sequences of up to `max_tokens`. The pages are touched, and
+    /// so become resident, only as batches need them.
     pub(super) fn new(
         kernels: &Kernels,
         format: Format,

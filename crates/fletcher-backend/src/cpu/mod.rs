@@ -1,10 +1,10 @@
 //! The CPU, through the kernels of the best instruction set that the machine has.
 //!
 //! In f32 everything is f32. In bf16 the operands of products, the queries, keys and values, the
-//! probabilities and what stands between operations is rounded to bf16. In int8 the operands of linear
-//! layers are bytes (a step per output feature of a weight, a step and a zero per token of an input,
-//! exact integer sums) and attention is as in bf16. The residual stream, norms, softmax and all sums
-//! are f32 in each.
+//! probabilities and what stands between operations is rounded to bf16. In int8 the operands of
+//! linear layers are bytes (a step per output feature of a weight, a step and a zero per token of
+//! an input, exact integer sums) and attention is as in bf16. The residual stream, norms, softmax
+//! and all sums are f32 in each.
 //!
 //! A worker takes a block of sequences through all layers in its own [`Arena`]; no operation
 //! splits work between workers, so nothing waits. The block's activations are meant to stay in

@@ -1,9 +1,10 @@
 //! One text on all cores: its tokens are shared out, so that latency, too, uses the whole machine.
 //!
-//! Every operation but attention looks at one token, so each member of the team takes its part of the
-//! tokens through the network in an arena of its own. For attention it publishes its queries, keys and
-//! values, the team meets, and each member answers its own queries: one meeting a layer, because two
-//! buffers take turns. A token is computed as it would be alone, to the bit: no sum is split.
+//! Every operation but attention looks at one token, so each member of the team takes its part of
+//! the tokens through the network in an arena of its own. For attention it publishes its queries,
+//! keys and values, the team meets, and each member answers its own queries: one meeting a layer,
+//! because two buffers take turns. A token is computed as it would be alone, to the bit: no sum is
+//! split.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;

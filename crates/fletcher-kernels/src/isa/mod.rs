@@ -1,8 +1,8 @@
 //! Instruction sets as types.
 //!
-//! [`Lanes`] is a vector of f32 with the two dozen operations that the kernels need; each file beside
-//! this one implements it for one instruction set. The kernels in `ops/` are written once, over
-//! `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
+//! [`Lanes`] is a vector of f32 with the two dozen operations that the kernels need; each file
+//! beside this one implements it for one instruction set. The kernels in `ops/` are written once,
+//! over `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
 use crate::number::Bf16;
 
@@ -28,6 +28,8 @@ pub enum Isa {
     Avx512Dot,
     /// 64-bit Arm.
     Neon,
+    /// The same with BF16 and I8MM: dot products of bfloat16 and of bytes.
+    NeonDot,
 }
 
 impl Isa {
@@ -53,7 +55,13 @@ impl Isa {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        sets.push(Isa::Neon);
+        {
+            use std::arch::is_aarch64_feature_detected;
+            sets.push(Isa::Neon);
+            if is_aarch64_feature_detected!("bf16") && is_aarch64_feature_detected!("i8mm") {
+                sets.push(Isa::NeonDot);
+            }
+        }
         sets
     }
 
@@ -70,6 +78,7 @@ impl Isa {
             Isa::Avx512 => "AVX-512",
             Isa::Avx512Dot => "AVX-512 with BF16 and VNNI",
             Isa::Neon => "NEON",
+            Isa::NeonDot => "NEON with BF16 and I8MM",
         }
     }
 }

@@ -1,14 +1,20 @@
 //! 128-bit Arm vectors with fused multiply-add.
+//!
+//! `Neon<true>` also has the BF16 and I8MM extensions, whose dot products are written in assembly
+//! because their intrinsics are not stable yet; without them they are composed, to the same integer
+//! sums.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 use super::{Kernel, Lanes};
+use crate::dispatch::{neon, neon_dot};
 use crate::number::Bf16;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Neon(float32x4_t);
+pub(crate) struct Neon<const DOT: bool>(float32x4_t);
 
-impl Neon {
+impl<const DOT: bool> Neon<DOT> {
     #[inline(always)]
     unsafe fn bits(self) -> uint32x4_t {
         // SAFETY: NEON is part of the 64-bit Arm baseline.
@@ -25,14 +31,19 @@ impl Neon {
 // SAFETY, for every block below: NEON is part of the 64-bit Arm baseline, and the trait's contract
 // gives the bounds.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
-impl Lanes for Neon {
+impl<const DOT: bool> Lanes for Neon<DOT> {
     const WIDTH: usize = 4;
     // 24 sums, 2 vectors of the right operand and broadcasts: 27 of 32 registers.
     const TILE_ROWS: usize = 12;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: &K) {
-        unsafe { crate::dispatch::neon::call(kernel) }
+        unsafe {
+            match DOT {
+                true => neon_dot::call(kernel),
+                false => neon::call(kernel),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
@@ -173,8 +184,39 @@ impl Lanes for Neon {
         unsafe { Self::from_bits(vsriq_n_u32::<16>(high.bits(), self.bits())) }
     }
     #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        unsafe {
+            if DOT {
+                let mut sum = self.0;
+                asm!(
+                    ".arch_extension bf16",
+                    "bfdot {sum:v}.4s, {a:v}.8h, {b:v}.8h",
+                    sum = inout(vreg) sum,
+                    a = in(vreg) a.0,
+                    b = in(vreg) b.0,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+                return Self(sum);
+            }
+            let sum = a.high_half().fma(b.high_half(), self);
+            a.low_half().fma(b.low_half(), sum)
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
         unsafe {
+            if DOT {
+                let mut sum = self.0;
+                asm!(
+                    ".arch_extension i8mm",
+                    "usdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+                    sum = inout(vreg) sum,
+                    a = in(vreg) a.0,
+                    b = in(vreg) b.0,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+                return Self(sum);
+            }
             // Widened to 16 bits, multiplied into 32: nothing saturates.
             let a = vreinterpretq_u8_u32(a.bits());
             let b = vreinterpretq_s8_u32(b.bits());

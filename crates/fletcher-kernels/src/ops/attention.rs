@@ -228,17 +228,28 @@ unsafe fn heads<L: Lanes, E: Element>(a: &mut Attention<'_>, qkv: *const E, cont
     // SAFETY: the offsets are inside the scratch, and the columns inside the rows.
     unsafe {
         let keys = a.scratch.as_mut_ptr();
-        let head = Head {
-            keys,
-            values: keys.add(layout.values),
-            scores: keys.add(layout.scores),
-            queries: keys.add(layout.queries),
-            layout: &layout,
-        };
         for kv_head in 0..kv_heads {
             let key = qkv.add((heads + kv_head) * head_dim);
+            let value = key.add(kv_heads * head_dim);
+            // Words that are whole vectors are multiplied where they are.
+            let in_place = E::FORMAT == Format::F32 && head_dim.is_multiple_of(L::WIDTH);
+            let (values, value_stride) = match in_place {
+                true => (value.cast(), a.qkv_stride),
+                false => {
+                    let copy = keys.add(layout.values);
+                    pack_values::<L, E>(a, value, copy, &layout);
+                    (copy.cast_const(), layout.value_columns)
+                }
+            };
+            let head = Head {
+                keys,
+                values,
+                value_stride,
+                scores: keys.add(layout.scores),
+                queries: keys.add(layout.queries),
+                layout: &layout,
+            };
             pack_keys::<L, E>(a, key, &head);
-            pack_values::<L, E>(a, key.add(kv_heads * head_dim), &head);
             let group = heads / kv_heads;
             for query_head in kv_head * group..(kv_head + 1) * group {
                 let columns = query_head * head_dim;
@@ -252,8 +263,10 @@ unsafe fn heads<L: Lanes, E: Element>(a: &mut Attention<'_>, qkv: *const E, cont
 struct Head<'a> {
     /// Panels of `layout.key_words` rows, one column per key.
     keys: *mut f32,
-    /// A row of `layout.value_columns` for each token, or pair of tokens.
-    values: *mut f32,
+    /// A row for each token, or pair of tokens, padded to whole vectors …
+    values: *const f32,
+    /// … and this many words from the next.
+    value_stride: usize,
     /// A tile's rows of `layout.score_stride`.
     scores: *mut f32,
     /// A tile's queries, where they have to be padded to whole words.
@@ -325,10 +338,15 @@ unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, hea
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
-/// and `head.values` to as many of `value_columns`.
+/// and `to` to as many of `value_columns`.
 #[inline(always)]
-unsafe fn pack_values<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, head: &Head<'_>) {
-    let (dim, columns) = (a.shape.head_dim, head.layout.value_columns);
+unsafe fn pack_values<L: Lanes, E: Element>(
+    a: &Attention<'_>,
+    from: *const E,
+    to: *mut f32,
+    layout: &Scratch,
+) {
+    let (dim, columns) = (a.shape.head_dim, layout.value_columns);
     let per_word = E::FORMAT.per_word();
     for token in (0..a.tokens).step_by(per_word) {
         let mut at = 0;
@@ -344,7 +362,7 @@ unsafe fn pack_values<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, h
                     Format::F32 => read(token),
                     _ => read(token).merge_halves(read(token + 1)),
                 };
-                values.store(head.values.add(token / per_word * columns + at));
+                values.store(to.add(token / per_word * columns + at));
             }
             at += lanes;
         }
@@ -426,8 +444,8 @@ unsafe fn attend<L: Lanes, E: Element>(
 /// take the place of the scores from each row's start on: none is written before the score there
 /// has been read.
 ///
-/// All rows go through each step together, because a row's greatest score and its sum end in a chain
-/// of single steps, which others' fill.
+/// All rows go through each step together, because a row's greatest score and its sum end in a
+/// chain of single steps, which others' fill.
 struct Softmax<'a, E> {
     attention: &'a Attention<'a>,
     head: usize,
@@ -578,8 +596,8 @@ impl<E: Element> Kernel for Weigh<'_, E> {
                     k: words,
                     a: head.scores.add(start).cast(),
                     a_stride: head.layout.score_stride * size_of::<f32>(),
-                    b: head.values.add(start * columns + first),
-                    b_stride: columns,
+                    b: head.values.add(start * head.value_stride + first),
+                    b_stride: head.value_stride,
                     out: sums.0.as_mut_ptr(),
                     out_stride: panel,
                 };

@@ -376,10 +376,14 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
             match epilogue {
                 Epilogue::Accumulate => L::call(&Accumulate(self)),
                 Epilogue::Activate(activation) => {
-                    with_function!(activation, F => L::call(&Activate::<E, F, BYTES>(self, PhantomData)));
+                    with_function!(activation, F => {
+                        L::call(&Activate::<E, F, BYTES>(self, PhantomData));
+                    });
                 }
                 Epilogue::Gate(activation) => {
-                    with_function!(activation, F => L::call(&Gate::<E, F, BYTES>(self, PhantomData)));
+                    with_function!(activation, F => {
+                        L::call(&Gate::<E, F, BYTES>(self, PhantomData));
+                    });
                 }
             }
         }

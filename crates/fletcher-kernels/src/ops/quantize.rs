@@ -1,7 +1,7 @@
 //! Rows to bytes, each row with a step and a zero of its own.
 //!
-//! The bytes span the row's own range, stretched to contain 0, so that 0 is a byte exactly: a GELU's
-//! outputs, nearly all above 0, get nearly all of the 255 steps.
+//! The bytes span the row's own range, stretched to contain 0, so that 0 is a byte exactly: a
+//! GELU's outputs, nearly all above 0, get nearly all of the 255 steps.
 
 use crate::isa::Lanes;
 use crate::number::{Bf16, Element, RowScale};
@@ -109,32 +109,13 @@ unsafe fn rows<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
 /// The CPU has the instruction set of `L`; `x` has `columns` elements.
 #[inline(always)]
 unsafe fn range<L: Lanes, E: Element>(x: *const E, columns: usize) -> RowScale {
-    // SAFETY: lanes at..at+lanes are inside the row; missing lanes are 0, which is in every range.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], [zero; 2]);
-        let mut at = 0;
-        while at < columns {
-            for chain in 0..2 {
-                if at >= columns {
-                    break;
-                }
-                let lanes = L::WIDTH.min(columns - at);
-                let values: L = E::read(x.add(at), lanes);
-                low[chain] = low[chain].min(values);
-                high[chain] = high[chain].max(values);
-                // What min and max may pass over shows here: NaN and infinity stay in a sum.
-                total[chain] = total[chain].add(values);
-                at += lanes;
-            }
-        }
-        if !total[0].add(total[1]).sum().is_finite() {
-            return RowScale { scale: f32::NAN, zero: 0.0 };
-        }
-        let low = zero.sub(low[0].min(low[1])).greatest();
-        let span = high[0].max(high[1]).greatest() + low;
-        // A row of zeros, or of numbers too small for a step, is a row of zeros.
-        let scale = if span / 255.0 > f32::MIN_POSITIVE { span / 255.0 } else { 1.0 };
-        RowScale { scale, zero: (low / scale).round_ties_even() }
-    }
+    // SAFETY: the caller guarantees the elements.
+    let extremes = unsafe { E::extremes::<L>(std::slice::from_raw_parts(x, columns)) };
+    let Some((low, high)) = extremes else {
+        return RowScale { scale: f32::NAN, zero: 0.0 };
+    };
+    let span = high - low;
+    // A row of zeros, or of numbers too small for a step, is a row of zeros.
+    let scale = if span / 255.0 > f32::MIN_POSITIVE { span / 255.0 } else { 1.0 };
+    RowScale { scale, zero: (-low / scale).round_ties_even() }
 }
