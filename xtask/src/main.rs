@@ -1,6 +1,7 @@
 //! The developer's commands: `cargo xtask <command>`.
 
 mod ci;
+mod cubins;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -10,8 +11,10 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "cargo xtask <command>
 
-  ci      everything that CI checks: format, lints, tests, tidy
-  tidy    the rules of the tree that no other tool checks
+  ci        everything that CI checks: format, lints, tests, tidy
+  tidy      the rules of the tree that no other tool checks
+  cubins    compiles the NVIDIA kernels (needs nvcc of CUDA 13.0; NVCC names it)
+  gpu-test  builds the NVIDIA backend's tests as one binary for a machine with a card
 ";
 
 #[expect(clippy::print_stderr, reason = "a developer's tool talks to a terminal")]
@@ -30,6 +33,8 @@ fn run(command: &str) -> Result<()> {
     match command {
         "ci" => ci::run(&root()),
         "tidy" => tidy::run(&root()),
+        "cubins" => cubins::run(&root()),
+        "gpu-test" => ci::gpu_test(&root()),
         _ => bail!("{USAGE}"),
     }
 }

@@ -232,6 +232,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize;
     /// How many arenas can usefully run at the same time.
     fn workers(&self) -> usize;
+    /// How many threads should prepare and finish their work, when the user names no number.
+    fn threads(&self) -> usize {
+        self.workers()
+    }
+    /// Tokens below which a block is not worth another worker.
+    fn smallest_block(&self) -> usize {
+        64
+    }
 
     /// Uploads a matrix.
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Self::Linear, BackendError>;

@@ -124,6 +124,9 @@ trait Engine: Send + Sync {
     /// How many blocks can be computed at the same time.
     fn arenas(&self) -> usize;
 
+    /// Tokens below which a block is not worth another worker.
+    fn smallest_block(&self) -> usize;
+
     /// The hidden state of every token: `tokens x hidden`.
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError>;
 }
@@ -182,6 +185,10 @@ impl<B: Backend> Engine for Loaded<B> {
         self.arenas.len()
     }
 
+    fn smallest_block(&self) -> usize {
+        self.encoder.backend().smallest_block()
+    }
+
     fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError> {
         self.with_arena(None, |arena| {
             self.encoder.forward(arena, batch)?;
@@ -221,7 +228,7 @@ impl Embedder {
         let architecture = model.parsed.architecture;
         let loader = Loader::new(&model.checkpoint, architecture.name, architecture.names)?;
         let threads = match config.threads {
-            0 => backend.workers(),
+            0 => backend.threads(),
             threads => threads,
         };
         let preferred = match config.batch_tokens {

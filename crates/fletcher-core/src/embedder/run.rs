@@ -24,8 +24,6 @@ const SLICE_TEXTS: usize = 64;
 const INLINE_BYTES: usize = 4 << 10;
 /// Blocks per worker that tokenising runs ahead, so that rows of like length can be found.
 const BLOCKS_AHEAD: usize = 4;
-/// A block is not made smaller than this, in tokens, to let all workers finish together.
-const LAST_BLOCK_TOKENS: usize = 64;
 
 /// A row that waits or has been encoded.
 #[derive(Debug)]
@@ -147,8 +145,12 @@ impl<'a> Run<'a> {
             self.lock().next_text = count;
             self.tokenise(0..count, &mut TextScratch::default());
         }
-        // One row can only be encoded by one worker, and that may as well be this thread.
-        let alone = inline && self.lock().waiting.len() <= 1;
+        // What one worker will encode may as well be encoded by this thread.
+        let alone = inline && {
+            let plan = self.lock();
+            let smallest = self.embedder.engine.smallest_block().min(self.embedder.block_tokens);
+            plan.waiting.len() <= 1 || plan.waiting.tokens() <= smallest
+        };
         let blocks = match alone {
             true => self.work(None, &pools)?,
             false => {
@@ -226,9 +228,8 @@ impl<'a> Run<'a> {
                 let mut budget = block;
                 if all_taken && plan.tokenising == 0 && workers > 1 {
                     // A share of what is left, so that the last blocks are small.
-                    budget = tokens
-                        .div_ceil(2 * workers)
-                        .clamp(LAST_BLOCK_TOKENS, block.max(LAST_BLOCK_TOKENS));
+                    let smallest = self.embedder.engine.smallest_block();
+                    budget = tokens.div_ceil(2 * workers).clamp(smallest, block.max(smallest));
                 }
                 return Some(Task::Encode(plan.waiting.take(budget.min(block.max(1)))));
             }
