@@ -245,7 +245,7 @@ impl Embedder {
         let architecture = model.parsed.architecture;
         let loader = Loader::new(&model.checkpoint, architecture.name, architecture.names)?;
         let threads = match config.threads {
-            0 => backend.workers(),
+            0 => backend.threads(),
             threads => threads,
         };
         let preferred = match config.batch_tokens {

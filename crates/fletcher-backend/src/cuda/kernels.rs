@@ -107,7 +107,7 @@ impl Kernels {
         let sixteen_bits = format != Format::F32;
         let groups = match (sixteen_bits, device.limits().capability) {
             (false, _) => 0,
-            (true, (9, _)) => 3,
+            (true, (9, _)) => 2,
             (true, _) => 1,
         };
         let fused = (1..=groups)

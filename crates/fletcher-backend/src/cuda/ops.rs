@@ -23,6 +23,8 @@ use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
+/// Dividing less than this between workers costs more launches than it saves time.
+const SMALLEST_BLOCK_TOKENS: usize = 4096;
 
 /// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what it
 /// costs beside another tile's products. Fitted to the times of every variant on the shapes of MiniLM
@@ -127,6 +129,14 @@ impl Backend for Cuda {
 
     fn workers(&self) -> usize {
         self.workers
+    }
+
+    fn threads(&self) -> usize {
+        self.cores
+    }
+
+    fn least_tokens(&self) -> usize {
+        SMALLEST_BLOCK_TOKENS
     }
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {

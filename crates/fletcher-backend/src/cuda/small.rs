@@ -67,7 +67,7 @@ fn takes(spec: &EncoderSpec) -> bool {
 pub(super) fn preferred_tokens(cuda: &Cuda, spec: &EncoderSpec) -> Option<usize> {
     let most = cuda.kernels.fused.len();
     let tiles = 4 * cuda.device.limits().multiprocessors;
-    (takes(spec) && most > 0).then_some(tiles * most.min(2) * GROUP_ROWS)
+    (takes(spec) && most > 0).then_some(tiles * most * GROUP_ROWS)
 }
 
 /// Lays the batch out if the kernel takes model and batch; tells whether it did.
@@ -92,7 +92,7 @@ pub(super) fn stage(
     let small = prepared(cuda, arena, model)?;
     let multiprocessors = cuda.device.limits().multiprocessors;
     let groups = match cuda.groups {
-        0 => batch.tokens().div_ceil(GROUP_ROWS * multiprocessors).min(2),
+        0 => batch.tokens().div_ceil(GROUP_ROWS * multiprocessors),
         groups => groups,
     };
     let groups = groups.max(longest.div_ceil(GROUP_ROWS)).min(most);
