@@ -37,7 +37,7 @@ use fletcher_core::backend::{BackendError, Precision};
 
 use device::Gpu;
 use pipelines::Pipelines;
-use shader::{Kernel, Tiling};
+use shader::{CooperativeAttention, Kernel, Tiling};
 
 /// Which kernels do the matrix products; the later ones are faster where a device has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,25 +152,26 @@ impl Wgpu {
         &self,
         head_dim: usize,
         relative: bool,
-    ) -> Result<Option<(u32, usize)>, BackendError> {
+    ) -> Result<Option<CooperativeAttention>, BackendError> {
         let fits = |tile: &u32| shader::attention_fits(self.gpu.target, *tile, head_dim);
         // Mesa's software driver compiles the kernel for wide heads for minutes.
         let sensible = !self.gpu.software || head_dim <= 64;
         let Some(tile) = self.tile.filter(fits).filter(|_| sensible) else {
             return Ok(None);
         };
+        let form = CooperativeAttention { tile, head_dim, vectors: self.staged };
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
         let of = (head_dim, relative);
         let known = heads.iter().find(|(tried, _)| *tried == of).map(|(_, right)| *right);
         let right = match known {
             Some(right) => right,
             None => {
-                let right = verify::attention(self, tile, head_dim, relative)?;
+                let right = verify::attention(self, form, relative)?;
                 heads.push((of, right));
                 right
             }
         };
-        Ok(right.then_some((tile, head_dim)))
+        Ok(right.then_some(form))
     }
 }
 

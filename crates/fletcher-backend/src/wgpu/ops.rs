@@ -12,7 +12,7 @@ use fletcher_core::weights::Tensor;
 
 use super::arena::{Arena, Place, bytes_per_token, stride};
 use super::shader::{
-    Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE, POINTWISE_THREADS, Tiling,
+    CooperativeAttention, Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE, POINTWISE_THREADS, Tiling,
 };
 use super::{Embedding, Linear, Norm, RelativeBias, Rotary, Wgpu};
 
@@ -335,7 +335,7 @@ impl Wgpu {
         &self,
         arena: &mut Arena,
         op: AttentionOp<'_, Self>,
-        cooperative: Option<(u32, usize)>,
+        cooperative: Option<CooperativeAttention>,
     ) -> Result<(), BackendError> {
         let (heads, dim) = (arena.spec.heads, arena.spec.head_dim);
         let relative = op.relative.is_some();
