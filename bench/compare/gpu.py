@@ -32,7 +32,7 @@ from transformers import __version__ as transformers_version
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 64
-ROUNDS, ROUND_SECONDS = 5, 0.3
+ROUNDS, ROUND_SECONDS = 5, 0.2
 SHAPES = {
     "bert-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},

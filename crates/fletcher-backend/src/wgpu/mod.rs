@@ -24,9 +24,9 @@ mod msl;
 mod ops;
 mod pipelines;
 mod shader;
-mod verify;
 #[cfg(test)]
 mod tune;
+mod verify;
 
 pub use arena::Arena;
 pub use device::Api;
@@ -90,7 +90,9 @@ impl Wgpu {
         gpu.target.lanes = lanes;
         let tile = match gpu.tile {
             // The cooperative kernels' workgroups are made of whole subgroups of these sizes.
-            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => Some(tile),
+            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => {
+                Some(tile)
+            }
             _ => None,
         };
         let no_parameters = gpu.parameters(&[]);
@@ -136,7 +138,9 @@ impl Wgpu {
     /// The adapter's name, and which kernels are in use.
     pub fn name(&self) -> String {
         let kernels = match self.tile {
-            Some(tile) if self.staged => format!("{tile}x{tile}x{tile} cooperative matrices, staged"),
+            Some(tile) if self.staged => {
+                format!("{tile}x{tile}x{tile} cooperative matrices, staged")
+            }
             Some(tile) => format!("{tile}x{tile}x{tile} cooperative matrices"),
             None => "plain kernels".to_owned(),
         };

@@ -43,9 +43,7 @@ fn kernels(element: Element) -> Vec<Kernel> {
         let cooperative = heads
             .map(|head_dim| Some(CooperativeAttention { tile: TILE, head_dim, vectors: false }))
             .chain([None]);
-        kernels.extend(
-            cooperative.map(|cooperative| Kernel::Attention { relative, cooperative }),
-        );
+        kernels.extend(cooperative.map(|cooperative| Kernel::Attention { relative, cooperative }));
     }
     kernels
 }
@@ -102,9 +100,8 @@ fn translate(wgsl: &str, checks: wgpu::ShaderRuntimeChecks, zeroed: bool) -> (St
         emit_int_div_checks: checks.int_div_checks,
         ..Default::default()
     };
-    let (text, _) =
-        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{e}\n{wgsl}"));
+    let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{e}\n{wgsl}"));
     (text, workgroup_bytes)
 }
 
@@ -208,7 +205,8 @@ fn every_kernel_of_larger_tiles_is_valid() {
                 kernels.push(Kernel::Gemm { epilogue, tiling: Some(tiling) });
             }
         }
-        for dim in (1..=256).filter(|&dim| shader::attention_fits(target(Element::F16), tile, dim)) {
+        for dim in (1..=256).filter(|&dim| shader::attention_fits(target(Element::F16), tile, dim))
+        {
             let form = CooperativeAttention { tile, head_dim: dim, vectors: true };
             kernels.push(Kernel::Attention { relative: true, cooperative: Some(form) });
         }

@@ -101,7 +101,9 @@ pub(super) const QUERIES: usize = 32;
 /// Columns of a head that a workgroup of the plain attention takes.
 pub(super) const HEAD_CHUNK: usize = 64;
 /// Threads of the kernels that take one element or quad each.
-pub(super) const POINTWISE_THREADS: usize = 64;
+pub(super) const POINTWISE_THREADS: usize = 256;
+/// Columns of a workgroup of the pooling.
+pub(super) const POOL_COLUMNS: usize = 64;
 /// Rows of a workgroup of the norm.
 pub(super) const NORM_ROWS: usize = 4;
 /// Workgroup memory of the largest kernel; Metal has no more on any device.
@@ -150,7 +152,8 @@ pub(super) struct CooperativeAttention {
 /// workgroup memory that every device has.
 pub(super) fn attention_fits(target: Target, tile: u32, head_dim: usize) -> bool {
     let element = target.element.bytes();
-    let f32s = (tile * tile + QUERIES as u32 * SCORE_PITCH + 2 * 4 * target.lanes + QUERIES as u32) as usize;
+    let f32s = (tile * tile + QUERIES as u32 * SCORE_PITCH + 2 * 4 * target.lanes + QUERIES as u32)
+        as usize;
     let values = KEYS * value_pitch(tile, head_dim as u32) as usize;
     let elements = QUERIES * WEIGHT_PITCH as usize + values;
     head_dim.is_multiple_of(16) && 4 * f32s + element * elements <= WORKGROUP_BYTES
@@ -172,8 +175,8 @@ pub(super) fn text(kernel: Kernel, target: Target) -> String {
     text.push_str(&format!("alias E = {};\n", target.element.wgsl()));
     text.push_str(include_str!("kernels/math.wgsl"));
     match kernel {
-        Kernel::Embed => text.push_str(include_str!("kernels/embed.wgsl")),
-        Kernel::Rotary => text.push_str(include_str!("kernels/rotary.wgsl")),
+        Kernel::Embed => text.push_str(&pointwise(include_str!("kernels/embed.wgsl"))),
+        Kernel::Rotary => text.push_str(&pointwise(include_str!("kernels/rotary.wgsl"))),
         Kernel::Pool => text.push_str(include_str!("kernels/pool.wgsl")),
         Kernel::Norm { in_place } => text.push_str(&norm(in_place)),
         Kernel::Gemm { epilogue, tiling } => {
@@ -211,23 +214,24 @@ fn number(value: u32) -> String {
     value.to_string()
 }
 
+fn pointwise(template: &str) -> String {
+    fill(template, &[("THREADS", number(POINTWISE_THREADS as u32))])
+}
+
 fn norm(in_place: bool) -> String {
     let source = "@group(0) @binding(0) var<storage, read> x: array<vec4<E>>;";
     let (source, x) = if in_place { ("", "y") } else { (source, "x") };
     // A subgroup takes a row; subgroups of 32 lanes, the common size, take one each.
     let threads = number(32 * NORM_ROWS as u32);
     let rows = number(NORM_ROWS as u32);
-    let values =
-        [("SOURCE", source.into()), ("X", x.into()), ("ROWS", rows), ("THREADS", threads)];
+    let values = [("SOURCE", source.into()), ("X", x.into()), ("ROWS", rows), ("THREADS", threads)];
     fill(include_str!("kernels/norm.wgsl"), &values)
 }
 
 /// The type of the output's elements, and the functions that finish four sums.
 fn epilogue_text(epilogue: Epilogue) -> (&'static str, String) {
     let (y, activation, store) = match epilogue {
-        Epilogue::Store => {
-            ("vec4<E>", None, "y[(row * p.y_stride + column) / 4u] = vec4<E>(s);")
-        }
+        Epilogue::Store => ("vec4<E>", None, "y[(row * p.y_stride + column) / 4u] = vec4<E>(s);"),
         Epilogue::Accumulate => (
             "vec4<E>",
             None,
@@ -298,11 +302,21 @@ fn gemm_cooperative(tiling: Tiling, lanes: u32) -> String {
         line!(zero, 4, "var s_{i}_{j} = coopLoadT<Sums>(&strip[0], T);");
     }
     for i in 0..down {
-        line!(multiply, 8, "let l_{i} = coopLoadT<Rows>(&x[x_at + {}u * x_stride + k], x_stride);", i * tile);
+        line!(
+            multiply,
+            8,
+            "let l_{i} = coopLoadT<Rows>(&x[x_at + {}u * x_stride + k], x_stride);",
+            i * tile
+        );
     }
     for j in 0..across {
         // Tiles of one row of W lie one after the other, each column-major.
-        line!(multiply, 8, "let r_{j} = coopLoad<Features>(&weight[w_at + {}u * depth + k * T], T);", j * tile);
+        line!(
+            multiply,
+            8,
+            "let r_{j} = coopLoad<Features>(&weight[w_at + {}u * depth + k * T], T);",
+            j * tile
+        );
     }
     for (i, j) in tiles(down, across) {
         line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{i}, r_{j}, s_{i}_{j});");
@@ -340,8 +354,17 @@ fn finish_sums(tiling: Tiling) -> String {
         line!(finish, 4, "workgroupBarrier();");
         line!(finish, 4, "for (var q = lane; q < T * WIDTH / 4u; q += lanes) {{");
         line!(finish, 4, "    let at = mine + q * 4u;");
-        line!(finish, 4, "    let sums = vec4<f32>(strip[at], strip[at + 1u], strip[at + 2u], strip[at + 3u]);");
-        line!(finish, 4, "    finish(sums, row + {}u + q / (WIDTH / 4u), column + q % (WIDTH / 4u) * 4u);", i * tile);
+        line!(
+            finish,
+            4,
+            "    let sums = vec4<f32>(strip[at], strip[at + 1u], strip[at + 2u], strip[at + 3u]);"
+        );
+        line!(
+            finish,
+            4,
+            "    finish(sums, row + {}u + q / (WIDTH / 4u), column + q % (WIDTH / 4u) * 4u);",
+            i * tile
+        );
         line!(finish, 4, "}}");
         if i + 1 < down {
             line!(finish, 4, "workgroupBarrier();");
@@ -383,12 +406,26 @@ fn gemm_staged(tiling: Tiling, step: u32, lanes: u32) -> String {
     }
     for k in 0..step / tile {
         for i in 0..down {
-            line!(multiply, 8, "let l_at_{k}_{i} = (down * {down}u + {i}u) * T * ROW_PITCH + {}u;", k * tile / 4);
+            line!(
+                multiply,
+                8,
+                "let l_at_{k}_{i} = (down * {down}u + {i}u) * T * ROW_PITCH + {}u;",
+                k * tile / 4
+            );
             line!(multiply, 8, "let l_{k}_{i} = coopLoadT<Rows>(&rows[l_at_{k}_{i}], ROW_PITCH);");
         }
         for j in 0..across {
-            line!(multiply, 8, "let r_at_{k}_{j} = (across * {across}u + {j}u) * {line_quads}u + {}u;", k * tile_quads);
-            line!(multiply, 8, "let r_{k}_{j} = coopLoad<Features>(&features[r_at_{k}_{j}], TILE_PITCH);");
+            line!(
+                multiply,
+                8,
+                "let r_at_{k}_{j} = (across * {across}u + {j}u) * {line_quads}u + {}u;",
+                k * tile_quads
+            );
+            line!(
+                multiply,
+                8,
+                "let r_{k}_{j} = coopLoad<Features>(&features[r_at_{k}_{j}], TILE_PITCH);"
+            );
         }
         for (i, j) in tiles(down, across) {
             line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{k}_{i}, r_{k}_{j}, s_{i}_{j});");
@@ -443,13 +480,23 @@ fn attention_cooperative(form: CooperativeAttention, lanes: u32) -> String {
     let (mut queries, mut scores) = (String::new(), String::new());
     let (mut zero, mut multiply, mut finish) = (String::new(), String::new(), String::new());
     for d in 0..dim / tile {
-        line!(queries, 4, "let q_{d} = coopLoadT<Left>(&x[query_at + {}u], stride);", d * tile / unit);
+        line!(
+            queries,
+            4,
+            "let q_{d} = coopLoadT<Left>(&x[query_at + {}u], stride);",
+            d * tile / unit
+        );
     }
     for i in 0..64 / tile / step {
         line!(scores, 8, "let key_{i} = (across + {}u) * T;", i * step);
         line!(scores, 8, "var s_{i} = coopLoadT<Sums>(&zeros[0], T);");
         for d in 0..dim / tile {
-            line!(scores, 8, "let k_{i}_{d} = coopLoad<Right>(&x[key_at + key_{i} * stride + {}u], stride);", d * tile / unit);
+            line!(
+                scores,
+                8,
+                "let k_{i}_{d} = coopLoad<Right>(&x[key_at + key_{i} * stride + {}u], stride);",
+                d * tile / unit
+            );
             line!(scores, 8, "s_{i} = coopMultiplyAdd(q_{d}, k_{i}_{d}, s_{i});");
         }
         line!(scores, 8, "let score_at_{i} = down * T * SCORE_PITCH + key_{i};");
@@ -459,7 +506,12 @@ fn attention_cooperative(form: CooperativeAttention, lanes: u32) -> String {
     for i in 0..value_tiles {
         line!(zero, 4, "var o_{i} = coopLoadT<Sums>(&zeros[0], T);");
         line!(multiply, 12, "{{");
-        line!(multiply, 12, "    let v = coopLoadT<Right>(&values[value_at + {}u], VALUE_PITCH);", i * step * tile / unit);
+        line!(
+            multiply,
+            12,
+            "    let v = coopLoadT<Right>(&values[value_at + {}u], VALUE_PITCH);",
+            i * step * tile / unit
+        );
         line!(multiply, 12, "    o_{i} = coopMultiplyAdd(l, v, o_{i});");
         line!(multiply, 12, "}}");
     }
@@ -481,7 +533,12 @@ fn attention_cooperative(form: CooperativeAttention, lanes: u32) -> String {
         line!(finish, 4, "for (var i = local; i < 32u * {width}u; i += THREADS) {{");
         line!(finish, 4, "    let r = i / {width}u;");
         line!(finish, 4, "    if (first + r < length) {{");
-        line!(finish, 4, "        let to = (start + first + r) * p.y_stride + head + {}u + i % {width}u;", chunk * 64);
+        line!(
+            finish,
+            4,
+            "        let to = (start + first + r) * p.y_stride + head + {}u + i % {width}u;",
+            chunk * 64
+        );
         line!(finish, 4, "        y[to] = E(scores[r * SCORE_PITCH + i % {width}u] * factors[r]);");
         line!(finish, 4, "    }}");
         line!(finish, 4, "}}");

@@ -79,10 +79,9 @@ pub(super) fn attention(
 ) -> Result<bool, BackendError> {
     let spec = spec(64, 2, form.head_dim, 64);
     for window in [None, Some(9)] {
-        let expected =
-            attended(&Reference, &spec, (window, relative), |arena, op, batch| {
-                Reference.attention(arena, op, batch)
-            })?;
+        let expected = attended(&Reference, &spec, (window, relative), |arena, op, batch| {
+            Reference.attention(arena, op, batch)
+        })?;
         let found = attended(wgpu, &spec, (window, relative), |arena, op, _| {
             wgpu.attention_as(arena, op, Some(form))
         })?;
@@ -126,19 +125,14 @@ fn attended<B: Backend>(
     b: &B,
     spec: &EncoderSpec,
     (window, relative): (Option<usize>, bool),
-    attention: impl Fn(
-        &mut B::Arena,
-        AttentionOp<'_, B>,
-        &PackedBatch,
-    ) -> Result<(), BackendError>,
+    attention: impl Fn(&mut B::Arena, AttentionOp<'_, B>, &PackedBatch) -> Result<(), BackendError>,
 ) -> Result<Vec<f32>, BackendError> {
     let mut random = Random(11);
     let (mut arena, batch) = embedded(b, spec, &mut random)?;
     let positions = LENGTHS[LENGTHS.len() - 1];
     let qkv = random.linear(b, spec.qkv_width(), spec.hidden)?;
     let out = random.linear(b, spec.hidden, spec.context_width())?;
-    let bias: Vec<Vec<f32>> =
-        (0..spec.heads).map(|_| random.values(2 * positions - 1)).collect();
+    let bias: Vec<Vec<f32>> = (0..spec.heads).map(|_| random.values(2 * positions - 1)).collect();
     let bias = b.upload_relative_bias(&bias, positions)?;
     let relative = relative.then_some(&bias);
     let (input, output, epilogue) = (Slot::Hidden, Slot::Qkv, Epilogue::Store);
@@ -237,8 +231,7 @@ impl Random {
         let scale = 0.5f32.powi((cols as f32).log2() as i32 / 2);
         let weight: Vec<f32> = self.values(rows * cols).iter().map(|v| v * scale).collect();
         let bias = self.values(rows);
-        let source =
-            LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
+        let source = LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
         b.upload_linear(source)
     }
 }
@@ -271,9 +264,12 @@ mod tests {
             for dim in [16, 48, 64] {
                 if shader::attention_fits(wgpu.gpu.target, tile, dim) {
                     for relative in [false, true] {
-                        
                         let vectors = [false, wgpu.can_stage(api, tile)];
-                        for form in vectors.map(|vectors| CooperativeAttention { tile, head_dim: dim, vectors }) {
+                        for form in vectors.map(|vectors| CooperativeAttention {
+                            tile,
+                            head_dim: dim,
+                            vectors,
+                        }) {
                             let right = attention(&wgpu, form, relative).unwrap();
                             assert!(right, "{form:?}, relative: {relative}");
                         }
