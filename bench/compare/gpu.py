@@ -32,7 +32,7 @@ from transformers import __version__ as transformers_version
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 64
-ROUNDS, ROUND_SECONDS = 5, 0.2
+ROUNDS, ROUND_SECONDS = 5, 0.3
 SHAPES = {
     "bert-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -117,8 +117,8 @@ def main() -> None:
             for precision in args.precision:
                 first, ours = fletcher(args.program, folder, args.device, precision, args.batch)
                 peer = Peer(folder, args.peer, precision)
-                vectors = torch.tensor(first["vectors"])
-                cosine = torch.nn.functional.cosine_similarity(vectors, peer.embed(sequences(8))).min().item()
+                vectors = torch.tensor(first["vectors"], dtype=torch.float64)
+                cosine = torch.nn.functional.cosine_similarity(vectors, peer.embed(sequences(8)).double()).min().item()
                 if not cosine >= LEAST_COSINE[precision]:
                     sys.exit(f"{shape} {precision}: the vectors differ, least cosine {cosine}")
                 for batch in args.batch:

@@ -22,7 +22,7 @@ type Error = Box<dyn std::error::Error>;
 const USAGE: &str = "usage: wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH...";
 /// How long each batch size is measured, in rounds of which the best and the median are told.
 const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_millis(200);
+const ROUND: Duration = Duration::from_millis(300);
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);

@@ -24,8 +24,6 @@ mod msl;
 mod ops;
 mod pipelines;
 mod shader;
-#[cfg(test)]
-mod tune;
 mod verify;
 
 pub use arena::Arena;

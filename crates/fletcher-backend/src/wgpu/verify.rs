@@ -294,4 +294,49 @@ mod tests {
         wrong[77] = f32::NAN;
         assert!(!agree(&wgpu, &right, &wrong));
     }
+
+    /// A device, or a line that says that there is none.
+    fn device() -> Option<Wgpu> {
+        match Wgpu::open(Api::Vulkan, 0, Precision::F32) {
+            Ok(wgpu) => Some(wgpu),
+            Err(error) => {
+                writeln!(std::io::stderr(), "wgpu: NOT RUN: {error}").unwrap();
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_compile_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let compile = || compile_text(&wgpu.gpu, "fn main() { nonsense }", "broken");
+        let error = wgpu.gpu.guard("a kernel", 0, compile).unwrap_err();
+        assert!(error.to_string().contains("nonsense"), "{error}");
+        // And the device goes on.
+        assert!(lanes(&wgpu.gpu).unwrap() > 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let spec = spec(1 << 14, 1, 64, 64);
+        let error = wgpu.plan(&spec, 60_000).unwrap_err();
+        assert!(error.to_string().contains("activations"), "{error}");
+        let error = wgpu.plan(&spec, 1 << 20).unwrap_err();
+        assert!(error.to_string().contains("1048576 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let spec = spec(32, 1, 32, 32);
+        let mut random = Random(3);
+        let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
+        download(&wgpu, &mut arena, &spec, &batch).unwrap();
+        wgpu.gpu.device.destroy();
+        let (tokens, width) = (batch.tokens(), spec.hidden);
+        let mut hidden = vec![0.0; tokens * width];
+        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
+        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
+    }
 }
