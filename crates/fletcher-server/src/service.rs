@@ -267,9 +267,19 @@ impl Service {
     pub fn check_model(&self, name: Option<&str>) -> Result<(), RequestError> {
         let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(()) };
         let bare = name.strip_suffix(":latest").unwrap_or(name);
-        let own = [self.name(), self.0.embedder.model().name(), "default"];
+        // A folder or hub name may be long; its last part is what clients are set up with.
+        let last = |name: &'_ str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let model = self.0.embedder.model().name();
+        let own = [
+            self.name().to_owned(),
+            model.to_owned(),
+            last(self.name()),
+            last(model),
+            "default".into(),
+        ];
         let alias = |alias: &String| alias == "*" || alias == name || alias == bare;
-        if own.contains(&name) || own.contains(&bare) || self.0.config.aliases.iter().any(alias) {
+        let is_own = |name: &str| own.iter().any(|own| own == name);
+        if is_own(name) || is_own(bare) || self.0.config.aliases.iter().any(alias) {
             return Ok(());
         }
         let message = format!("the model `{name}` is not served here; `{}` is", self.name());

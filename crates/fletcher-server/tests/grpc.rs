@@ -339,7 +339,8 @@ fn datasets() {
             client.do_action(action("models", "")).await.unwrap().try_collect().await.unwrap();
         let models: serde_json::Value = serde_json::from_slice(&models[0]).unwrap();
         assert_eq!(models[0]["dimensions"], 32);
-        client.do_action(action("drop_dataset", "books")).await.unwrap();
+        let dropped = client.do_action(action("drop_dataset", "books")).await.unwrap();
+        assert_eq!(dropped.try_collect::<Vec<Bytes>>().await.unwrap().len(), 1);
         assert!(client.do_get(Ticket::new("books")).await.is_err());
         assert!(client.do_action(action("explode", "")).await.is_err());
         assert_eq!(
