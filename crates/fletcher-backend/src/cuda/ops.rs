@@ -13,8 +13,8 @@ use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid, Matrix};
 use super::kernels::{
     AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
-    HopperArguments, HopperTile,
-    LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments, RotaryArguments, TILE, WidenArguments, tiled_shared,
+    HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
+    RotaryArguments, TILE, WidenArguments, tiled_shared,
 };
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 
@@ -211,7 +211,8 @@ impl Backend for Cuda {
         positions: usize,
     ) -> Result<Rotary, BackendError> {
         let table = rotary_table(theta, head_dim, positions).into_iter();
-        let cos_sin = self.upload_floats(table.flat_map(|(cos, sin)| [cos, sin]), "rotary tables")?;
+        let cos_sin =
+            self.upload_floats(table.flat_map(|(cos, sin)| [cos, sin]), "rotary tables")?;
         Ok(Rotary { cos_sin, head_dim })
     }
 

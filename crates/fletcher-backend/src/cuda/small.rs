@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fletcher_core::backend::{BackendError, PoolOp};
 use fletcher_core::encoder::EncoderWeights;
 use fletcher_core::pack::PackedBatch;
-use fletcher_core::spec::{
-    Activation, EncoderSpec, NormPlacement, Position, learned_rows,
-};
+use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement, Position, learned_rows};
 
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
@@ -154,7 +152,8 @@ pub(super) fn stage(
     arena.tokens = tokens;
     // Blocks of one group run two to a multiprocessor.
     let at_once = if groups == 1 { 2 * multiprocessors } else { multiprocessors };
-    arena.pending = Some(Pending { _small: small, arguments, groups, blocks: tile_count.min(at_once) });
+    arena.pending =
+        Some(Pending { _small: small, arguments, groups, blocks: tile_count.min(at_once) });
     Ok(true)
 }
 
