@@ -283,6 +283,11 @@ impl Embedder {
         self.block_tokens
     }
 
+    /// A block is not made smaller than this, in tokens, only to give every worker one.
+    pub fn least_tokens(&self) -> usize {
+        self.least_tokens
+    }
+
     /// Blocks that can be computed at the same time.
     pub fn concurrent_blocks(&self) -> usize {
         self.engine.arenas()
