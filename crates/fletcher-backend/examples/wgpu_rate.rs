@@ -1,9 +1,9 @@
 //! How many vectors a second a GPU makes through wgpu, ids on the host to vectors on the host.
 //!
-//! `wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH... [--threads N] [--batch-tokens N]` embeds random ids in calls of BATCH
-//! rows of TOKENS tokens, for a second and for each BATCH, and prints a line of JSON for each; the
-//! first line holds the vectors of 8 fixed rows, for comparison with a peer's.
-//! `bench/compare/gpu.py` runs it beside PyTorch.
+//! `wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH... [--threads N] [--batch-tokens N]`
+//! embeds random ids in calls of BATCH rows of TOKENS tokens, for a second and a half for each
+//! BATCH, and prints a line of JSON for each; the first line holds the vectors of 8 fixed rows, for
+//! comparison with a peer's. `bench/compare/gpu.py` runs it beside PyTorch.
 
 #![expect(clippy::print_stdout, reason = "a program")]
 

@@ -59,9 +59,16 @@ pub struct Wgpu {
     staged: bool,
     /// Bound by kernels that read none.
     no_parameters: wgpu::BindGroup,
-    /// Cooperative attention that was tried, by head size and whether it has a relative bias, and
-    /// whether it computes right.
-    heads: Arc<Mutex<Vec<((usize, bool), bool)>>>,
+    /// The cooperative attentions that were tried.
+    attentions: Arc<Mutex<Vec<TriedAttention>>>,
+}
+
+/// What the check of a cooperative attention gave.
+#[derive(Debug)]
+struct TriedAttention {
+    head_dim: usize,
+    relative: bool,
+    right: bool,
 }
 
 impl Wgpu {
@@ -100,7 +107,7 @@ impl Wgpu {
             tile,
             staged: false,
             no_parameters,
-            heads: Arc::default(),
+            attentions: Arc::default(),
         };
         if let Some(tile) = tile {
             let stage = best >= KernelSet::Staged && wgpu.can_stage(api, tile);
@@ -162,14 +169,13 @@ impl Wgpu {
             return Ok(None);
         };
         let form = CooperativeAttention { tile, head_dim, vectors: self.staged };
-        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = (head_dim, relative);
-        let known = heads.iter().find(|(tried, _)| *tried == of).map(|(_, right)| *right);
+        let mut tried = self.attentions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tried.iter().find(|t| (t.head_dim, t.relative) == (head_dim, relative));
         let right = match known {
-            Some(right) => right,
+            Some(known) => known.right,
             None => {
                 let right = verify::attention(self, form, relative)?;
-                heads.push((of, right));
+                tried.push(TriedAttention { head_dim, relative, right });
                 right
             }
         };
