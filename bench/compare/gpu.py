@@ -117,8 +117,8 @@ def main() -> None:
             for precision in args.precision:
                 first, ours = fletcher(args.program, folder, args.device, precision, args.batch)
                 peer = Peer(folder, args.peer, precision)
-                vectors = torch.tensor(first["vectors"])
-                cosine = torch.nn.functional.cosine_similarity(vectors, peer.embed(sequences(8))).min().item()
+                vectors = torch.tensor(first["vectors"], dtype=torch.float64)
+                cosine = torch.nn.functional.cosine_similarity(vectors, peer.embed(sequences(8)).double()).min().item()
                 if not cosine >= LEAST_COSINE[precision]:
                     sys.exit(f"{shape} {precision}: the vectors differ, least cosine {cosine}")
                 for batch in args.batch:

@@ -7,10 +7,8 @@ what training has not seen is asked for.
 import gzip
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import corpus
 
 
 @dataclass
@@ -21,11 +19,6 @@ class Search:
     queries: list[str]
     documents: list[str]
     answers: list[int]
-
-    def mistyped(self, seed: int) -> "Search":
-        draw = random.Random(seed)
-        queries = [corpus.mistype(query, draw, rate=0.25) for query in self.queries]
-        return replace(self, name=f"{self.name}, one word in four mistyped", queries=queries)
 
 
 def manual_search(folder: Path, trained: set[str]) -> Search:
@@ -84,8 +77,12 @@ def word_search(folder: Path, trained: set[str], seed: int) -> Search:
             seen = definition in trained or any(f"{word}: {definition}" in trained for word in words)
             (entries if seen else asked).append((", ".join(words), definition))
     draw = random.Random(seed)
-    asked = draw.sample(asked, min(2_000, len(asked)))
-    entries = draw.sample(entries, min(20_000 - len(asked), len(entries)))
+    draw.shuffle(asked)
+    # A definition that stands anywhere in a passage is no question; looking takes long, so few are looked for.
+    everything = "\n".join(trained)
+    kept = [entry for entry in asked[:3_000] if len(entry[1]) >= 20 and entry[1] not in everything][:2_000]
+    entries = draw.sample(entries, min(20_000 - len(kept), len(entries)))
+    asked = kept
     documents = list(dict.fromkeys(words for words, _ in asked + entries))
     place = {words: number for number, words in enumerate(documents)}
     queries = [definition for _, definition in asked]

@@ -2,6 +2,7 @@
 
 mod bench_table;
 mod ci;
+mod cubins;
 mod proto;
 mod tidy;
 
@@ -12,10 +13,12 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "cargo xtask <command>
 
-  ci      everything that CI checks: format, lints, tests, tidy
-  proto   make the code of crates/fletcher-server/proto anew, without protoc
-  tidy    the rules of the tree that no other tool checks
-  bench-table   writes the README's table of comparisons from bench/record
+  ci           everything that CI checks: format, lints, tests, tidy
+  tidy         the rules of the tree that no other tool checks
+  proto        makes the code of crates/fletcher-server/proto anew, without protoc
+  bench-table  writes the README's table of comparisons from bench/record
+  cubins       compiles the NVIDIA kernels (needs nvcc of CUDA 13.0; NVCC names it)
+  gpu-test     builds the NVIDIA backend's tests as one binary for a machine with a card
 ";
 
 #[expect(clippy::print_stderr, reason = "a developer's tool talks to a terminal")]
@@ -36,6 +39,8 @@ fn run(command: &str) -> Result<()> {
         "ci" => ci::run(&root()),
         "proto" => proto::run(&root()),
         "tidy" => tidy::run(&root()),
+        "cubins" => cubins::run(&root()),
+        "gpu-test" => ci::gpu_test(&root()),
         _ => bail!("{USAGE}"),
     }
 }

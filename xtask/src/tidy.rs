@@ -16,7 +16,7 @@ const FILE_LINES_MAX: usize = 620;
 /// Largest committed file, in bytes, outside the folders of data below.
 const FILE_BYTES_MAX: u64 = 400_000;
 /// Folders that hold data.
-const DATA: [&str; 2] = ["models/", "bench/record/"];
+const DATA: [&str; 3] = ["models/", "bench/record/", "crates/fletcher-backend/src/cuda/kernels/"];
 
 /// Which workspace crates a crate may depend on.
 const EDGES: &[(&str, &[&str])] = &[
@@ -56,6 +56,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         findings
             .push("README.md: the table is not the records'; run cargo xtask bench-table".into());
     }
+    crate::cubins::check(root, &mut findings)?;
     for finding in &findings {
         eprintln!("{finding}");
     }

@@ -1,9 +1,9 @@
 //! How many vectors a second a GPU makes through wgpu, ids on the host to vectors on the host.
 //!
-//! `wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH...` embeds random ids in calls of BATCH
-//! rows of TOKENS tokens, for a second and for each BATCH, and prints a line of JSON for each; the
-//! first line holds the vectors of 8 fixed rows, for comparison with a peer's.
-//! `bench/compare/gpu.py` runs it beside PyTorch.
+//! `wgpu_rate MODEL_FOLDER DEVICE PRECISION TOKENS BATCH... [--threads N] [--batch-tokens N]`
+//! embeds random ids in calls of BATCH rows of TOKENS tokens, for a second and a half for each
+//! BATCH, and prints a line of JSON for each; the first line holds the vectors of 8 fixed rows, for
+//! comparison with a peer's. `bench/compare/gpu.py` runs it beside PyTorch.
 
 #![expect(clippy::print_stdout, reason = "a program")]
 
@@ -33,12 +33,21 @@ fn main() -> Result<(), Error> {
     let tokens: usize = args.next().ok_or(USAGE)?.parse()?;
     let model = Model::open(&ModelFolder::open(folder)?, Default::default())?;
     let opened = Instant::now();
-    let embedder = registry::open(device, precision, model, EmbedderConfig::default())?;
+    let mut batches: Vec<String> = args.collect();
+    let mut option = |name: &str| {
+        let at = batches.iter().position(|arg| arg == name)?;
+        batches.remove(at);
+        (at < batches.len()).then(|| batches.remove(at).parse().ok())?
+    };
+    let threads = option("--threads").unwrap_or(0);
+    let batch_tokens = option("--batch-tokens").unwrap_or(0);
+    let config = EmbedderConfig { threads, batch_tokens };
+    let embedder = registry::open(device, precision, model, config)?;
     let opened = opened.elapsed().as_secs_f64();
     let vectors = embedder.embed_ids(&sequences(8, tokens))?;
     let vectors: Vec<&[f32]> = (0..8).filter_map(|row| vectors.vector(row)).collect();
     println!("{}", json!({"device": device.to_string(), "open_s": opened, "vectors": vectors}));
-    for batch in args {
+    for batch in batches {
         let batch: usize = batch.parse()?;
         let mut rates = rates(&embedder, batch, tokens)?;
         rates.sort_by(f64::total_cmp);

@@ -163,9 +163,7 @@ pub fn open(
         DeviceChoice::Vulkan { index } => {
             Embedder::new(model, Wgpu::open(Api::Vulkan, index, precision)?, config)
         }
-        DeviceChoice::Metal => {
-            Embedder::new(model, Wgpu::open(Api::Metal, 0, precision)?, config)
-        }
+        DeviceChoice::Metal => Embedder::new(model, Wgpu::open(Api::Metal, 0, precision)?, config),
     }
 }
 

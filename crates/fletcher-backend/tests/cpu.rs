@@ -81,6 +81,34 @@ fn golden_checkpoints() {
     }
 }
 
+/// Callers with a queue of their own get the vectors that a call gives, bit for bit.
+#[test]
+fn blocks_are_what_a_call_is_made_of() {
+    use fletcher_core::embedder::{BlockRow, TokenRows};
+    for golden in common::all() {
+        let embedder =
+            Embedder::new(golden.model(), Cpu::new(2), EmbedderConfig::default()).unwrap();
+        let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
+        let whole = embedder.embed(&texts, &EmbedOptions::default()).unwrap();
+        let TokenRows { rows, skip } = embedder.tokenize(&texts, &EmbedOptions::default()).unwrap();
+        let ids: Vec<Vec<u32>> = rows.into_iter().map(|row| row.unwrap().ids).collect();
+        let block = |unnormalized| {
+            let rows: Vec<_> = ids.iter().map(|ids| BlockRow { ids, unnormalized }).collect();
+            embedder.embed_block(0, &rows, skip).unwrap()
+        };
+        let normalized = embedder.model().head().normalized();
+        for (row, (vector, raw)) in block(false).into_iter().zip(block(true)).enumerate() {
+            assert_eq!(Some(&vector.unwrap()[..]), whole.vector(row), "{}", golden.name);
+            let mut raw = raw.unwrap();
+            if normalized {
+                fletcher_core::head::normalize(&mut raw);
+            }
+            assert_eq!(Some(&raw[..]), whole.vector(row), "{}", golden.name);
+        }
+        assert!(embedder.embed_block(0, &[], 0).unwrap().is_empty());
+    }
+}
+
 #[test]
 fn golden_texts() {
     for golden in common::all() {

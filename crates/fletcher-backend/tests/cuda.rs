@@ -45,7 +45,7 @@ fn conformance() {
 /// batch cross from one to the next in every way; and each variant of Hopper's linear layer.
 #[test]
 fn conformance_of_every_variant() {
-    let groups = [1, 2, 3].map(|groups| CudaOptions { groups, ..CudaOptions::default() });
+    let groups = [1, 2].map(|groups| CudaOptions { groups, ..CudaOptions::default() });
     let tiles = (0..5).map(|tile| CudaOptions { tile: Some(tile), ..CudaOptions::default() });
     for options in groups.into_iter().chain(tiles) {
         let Some(cuda) = open(options) else { return };

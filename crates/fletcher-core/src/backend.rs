@@ -232,6 +232,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize;
     /// How many arenas can usefully run at the same time.
     fn workers(&self) -> usize;
+    /// How many threads should prepare and finish their work, when the user names no number.
+    fn threads(&self) -> usize {
+        self.workers()
+    }
     /// A block is not made smaller than this, in tokens, only to give every worker one.
     fn least_tokens(&self) -> usize {
         64

@@ -245,7 +245,7 @@ impl Embedder {
         let architecture = model.parsed.architecture;
         let loader = Loader::new(&model.checkpoint, architecture.name, architecture.names)?;
         let threads = match config.threads {
-            0 => backend.workers(),
+            0 => backend.threads(),
             threads => threads,
         };
         let preferred = match config.batch_tokens {
@@ -281,6 +281,11 @@ impl Embedder {
     /// Tokens that one block should have.
     pub fn block_tokens(&self) -> usize {
         self.block_tokens
+    }
+
+    /// A block is not made smaller than this, in tokens, only to give every worker one.
+    pub fn least_tokens(&self) -> usize {
+        self.least_tokens
     }
 
     /// Blocks that can be computed at the same time.

@@ -65,6 +65,21 @@ fn overlong_texts_are_cut_or_refused_just_beyond_the_limit() {
 }
 
 #[test]
+fn the_beginning_can_be_cut_and_all_tokens_can_be_seen() {
+    let encoder = TextEncoder::new(&golden("bert"), 6).unwrap();
+    let all = encoder.all_ids("a b c d e f g", "", true).unwrap();
+    assert_eq!(all.len(), 9);
+    assert_eq!(encoder.all_ids("c d e f g", "a b ", false).unwrap(), all[1..8]);
+    let cut = encoder.encode("a b c d e f g", "", Overlong::TruncateBeginning).unwrap();
+    assert_eq!(cut.ids, [&all[..1], &all[4..]].concat());
+    assert_eq!((cut.truncated, cut.total), (true, 9));
+    let whole = encoder.encode("a b", "", Overlong::TruncateBeginning).unwrap();
+    assert_eq!(whole, encoder.encode("a b", "", Overlong::Truncate).unwrap());
+    assert!(encoder.decode_with(&all, false).unwrap().contains("[CLS]"));
+    assert_eq!(encoder.decode_with(&all, true).unwrap(), "a b c d e f g");
+}
+
+#[test]
 fn the_head_of_an_overlong_text_is_enough() {
     let folders = ["bert", "camembert", "modernbert", "mpnet", "roberta", "xlm-roberta"];
     let texts = [

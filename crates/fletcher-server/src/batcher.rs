@@ -52,6 +52,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn workers(&self) -> usize;
     /// Tokens that a block should have.
     fn block_tokens(&self) -> usize;
+    /// Tokens below which a block is not made smaller to give every worker one.
+    fn least_tokens(&self) -> usize;
     /// Length of a vector.
     fn dim(&self) -> usize;
     /// The vectors of a block.
@@ -70,6 +72,10 @@ impl Engine for Embedder {
 
     fn block_tokens(&self) -> usize {
         Embedder::block_tokens(self)
+    }
+
+    fn least_tokens(&self) -> usize {
+        Embedder::least_tokens(self)
     }
 
     fn dim(&self) -> usize {
@@ -422,7 +428,8 @@ impl Shared {
         let idle = self.engine.workers().saturating_sub(state.busy).max(1);
         let queue = &mut state.lanes[lane as usize];
         let queued: usize = queue.iter().map(|job| job.tokens).sum();
-        let budget = self.engine.block_tokens().min(queued.div_ceil(idle)).max(1);
+        let share = queued.div_ceil(idle).max(self.engine.least_tokens());
+        let budget = self.engine.block_tokens().min(share).max(1);
         let skip = queue.front()?.skip;
         let mut block = Block { parts: Vec::new(), skip, tokens: 0 };
         // Each request is looked at once; what is left of it goes to the end of the line.

@@ -11,9 +11,10 @@ use fletcher_core::embedder::Prompt;
 use fletcher_core::text::Overlong;
 use serde::Deserialize;
 
+use crate::answer::Answer;
 use crate::error::RequestError;
 use crate::inputs::{Inputs, TextColumn};
-use crate::service::{Answer, RequestOptions, Service};
+use crate::service::{RequestOptions, Service};
 
 /// Rows of one call to the engine: a larger batch is taken in parts, so that its memory and its
 /// stay in the queue are bounded.

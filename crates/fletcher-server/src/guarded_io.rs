@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// Length of HTTP/2's greeting. Until so much came, or we have something to say, hyper waits without
-/// a limit, to tell HTTP/1 from HTTP/2.
+/// Length of HTTP/2's greeting. Until so much came, or we have something to say, hyper waits
+/// without a limit, to tell HTTP/1 from HTTP/2.
 const GREETING_BYTES: usize = 24;
 
 /// How long a connection may do nothing.

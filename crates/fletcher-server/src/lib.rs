@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod auth;
 pub mod batcher;
 mod cache;

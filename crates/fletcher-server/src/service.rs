@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fletcher_core::embedder::{EmbedOptions, Embedder, Embedding, Prompt};
+use fletcher_core::embedder::{EmbedOptions, Embedder, Prompt};
 use fletcher_core::head;
 use fletcher_core::text::{Overlong, TokenIds};
 
-use crate::batcher::{Batcher, Computed, Lane, Work};
-use crate::cache::{Key, Stored, VectorCache};
+use crate::answer::{Answer, Assembled, Hidden, Prepared, Timings};
+use crate::batcher::{Batcher, Lane, Work};
+use crate::cache::{Key, VectorCache};
 use crate::error::{ItemError, RequestError, ServeError};
 use crate::inputs::{Input, Inputs, Item};
 use crate::metrics::Metrics;
@@ -86,59 +87,6 @@ pub struct RequestOptions {
     pub patient: bool,
 }
 
-/// The vectors of a request.
-#[derive(Debug)]
-pub struct Answer {
-    /// Length of a vector.
-    pub dim: usize,
-    /// `rows.len() * dim` values; a failed row's are 0.
-    pub values: Vec<f32>,
-    /// What became of each text.
-    pub rows: Vec<Result<Embedding, ItemError>>,
-    /// Characters of the texts.
-    pub characters: usize,
-    /// Where the time went.
-    pub timings: Timings,
-}
-
-/// Where a request's time went.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Timings {
-    /// All of it.
-    pub total: Duration,
-    /// Texts to token ids.
-    pub tokenize: Duration,
-    /// Waiting for the first block.
-    pub queue: Duration,
-    /// From the first block to the last.
-    pub inference: Duration,
-}
-
-impl Answer {
-    /// The vector of a text, if it has one.
-    pub fn vector(&self, row: usize) -> Option<&[f32]> {
-        let done = self.rows.get(row)?.is_ok();
-        done.then(|| &self.values[row * self.dim..(row + 1) * self.dim])
-    }
-
-    /// Tokens that the encoder saw.
-    pub fn tokens(&self) -> usize {
-        self.rows.iter().flatten().map(|row| row.tokens).sum()
-    }
-
-    /// For dialects without a place for one text's error: the first becomes the request's.
-    ///
-    /// # Errors
-    /// When a text has no vector.
-    pub fn strict(self) -> Result<Self, RequestError> {
-        let failed = self.rows.iter().enumerate().find_map(|(index, row)| {
-            let error = row.as_ref().err()?.clone();
-            Some(RequestError::Item { index, error })
-        });
-        failed.map_or(Ok(self), Err)
-    }
-}
-
 /// The engine behind all dialects. Cheap to clone.
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
@@ -159,14 +107,6 @@ struct Inner {
     fingerprint: String,
     ready: AtomicBool,
     hidden: tokio::sync::Semaphore,
-}
-
-/// A request's texts as rows for the encoder.
-struct Prepared {
-    rows: Vec<Result<TokenIds, ItemError>>,
-    keys: Vec<Key>,
-    skip: usize,
-    characters: usize,
 }
 
 impl Service {
@@ -267,9 +207,19 @@ impl Service {
     pub fn check_model(&self, name: Option<&str>) -> Result<(), RequestError> {
         let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(()) };
         let bare = name.strip_suffix(":latest").unwrap_or(name);
-        let own = [self.name(), self.0.embedder.model().name(), "default"];
+        // A folder or hub name may be long; its last part is what clients are set up with.
+        let last = |name: &'_ str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let model = self.0.embedder.model().name();
+        let own = [
+            self.name().to_owned(),
+            model.to_owned(),
+            last(self.name()),
+            last(model),
+            "default".into(),
+        ];
         let alias = |alias: &String| alias == "*" || alias == name || alias == bare;
-        if own.contains(&name) || own.contains(&bare) || self.0.config.aliases.iter().any(alias) {
+        let is_own = |name: &str| own.iter().any(|own| own == name);
+        if is_own(name) || is_own(bare) || self.0.config.aliases.iter().any(alias) {
             return Ok(());
         }
         let message = format!("the model `{name}` is not served here; `{}` is", self.name());
@@ -549,97 +499,11 @@ impl Service {
     }
 }
 
-/// The states of each text's tokens.
-#[derive(Debug)]
-pub struct Hidden {
-    /// Length of one state.
-    pub width: usize,
-    /// Tokens of each text, with their states one after the other.
-    pub states: Vec<(usize, Vec<f32>)>,
-    /// Where the time went.
-    pub timings: Timings,
-}
-
 /// What holds for all of a request's rows.
 struct Terms<'a> {
     options: &'a RequestOptions,
     lane: Lane,
     deadline: Instant,
-}
-
-/// An answer on the way.
-struct Assembled {
-    dim: usize,
-    values: Vec<f32>,
-    rows: Vec<Result<Embedding, ItemError>>,
-    ids: Vec<Vec<u32>>,
-    keys: Vec<Key>,
-    skip: usize,
-    characters: usize,
-    queue: Duration,
-    inference: Duration,
-}
-
-impl Assembled {
-    fn new(prepared: Prepared, dim: usize) -> Self {
-        let count = prepared.rows.len();
-        let (mut rows, mut ids) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for row in prepared.rows {
-            let (row, row_ids) = match row {
-                Ok(row) if row.ids.is_empty() => {
-                    let message = "the text has no tokens".into();
-                    (Err(ItemError::Text { message }), Vec::new())
-                }
-                Ok(row) => {
-                    let (tokens, truncated) = (row.ids.len(), row.truncated);
-                    (Ok(Embedding { tokens, truncated }), row.ids)
-                }
-                Err(error) => (Err(error), Vec::new()),
-            };
-            rows.push(row);
-            ids.push(row_ids);
-        }
-        Self {
-            dim,
-            values: vec![0.0; count * dim],
-            rows,
-            ids,
-            keys: prepared.keys,
-            skip: prepared.skip,
-            characters: prepared.characters,
-            queue: Duration::ZERO,
-            inference: Duration::ZERO,
-        }
-    }
-
-    fn set(&mut self, row: usize, stored: &Stored) {
-        let place = row * self.dim..(row + 1) * self.dim;
-        self.values[place].copy_from_slice(&stored.vector);
-        self.rows[row] = Ok(stored.embedding);
-    }
-
-    fn stored(&self, row: usize) -> Option<Stored> {
-        let embedding = *self.rows[row].as_ref().ok()?;
-        let vector = self.values[row * self.dim..(row + 1) * self.dim].into();
-        Some(Stored { vector, embedding })
-    }
-
-    fn merge(&mut self, rows: &[usize], computed: Computed) {
-        let dim = self.dim;
-        match rows.len() == self.rows.len() {
-            true => self.values = computed.values,
-            false => {
-                for (&row, vector) in rows.iter().zip(computed.values.chunks_exact(dim)) {
-                    self.values[row * dim..(row + 1) * dim].copy_from_slice(vector);
-                }
-            }
-        }
-        for (place, error) in computed.errors {
-            self.rows[rows[place]] = Err(error);
-        }
-        self.queue = self.queue.max(computed.queued);
-        self.inference += computed.computed;
-    }
 }
 
 /// Runs what takes a while where it does not hold up the connections.

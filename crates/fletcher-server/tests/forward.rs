@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
 /// What the store has, by id.
-type Rows = Arc<Mutex<HashMap<i64, (String, Vec<f32>)>>>;
+type Rows = Arc<Mutex<BTreeMap<i64, (String, Vec<f32>)>>>;
 
 /// A store that misbehaves as told.
 #[derive(Clone, Default)]
@@ -168,7 +168,7 @@ impl FlightService for Store {
             let batch = batch.map_err(|error| Status::internal(error.to_string()))?;
             if this.fails() {
                 // After it was taken or before: both happen to a store that dies.
-                if this.failures.load(Ordering::Relaxed) % 2 == 0 {
+                if this.failures.load(Ordering::Relaxed).is_multiple_of(2) {
                     this.take(&batch);
                 }
                 return Err(Status::unavailable("as told"));

@@ -201,7 +201,8 @@ fn exchange() {
             ("body", Arc::new(vec![Some("a"), None, Some(&long[..])].into_iter().collect::<DictionaryArray<Int32Type>>())),
         ];
         for column in columns {
-            let one = RecordBatch::try_from_iter_with_nullable([(column.0, column.1.clone(), true)]).unwrap();
+            let one = (column.0, column.1.clone(), true);
+            let one = RecordBatch::try_from_iter_with_nullable([one]).unwrap();
             let mut sent = frames(&["embed", options], vec![one]).await;
             sent.last_mut().unwrap().app_metadata = Bytes::from_static(b"seven");
             let mut raw = FlightServiceClient::new(channel(&server).await);
@@ -234,7 +235,7 @@ fn exchange() {
             };
             assert_eq!(refused.code(), code, "{path:?}: {refused}");
         }
-        // A bad row ends the stream where the client has not asked otherwise; what was before it came.
+        // A bad row ends the stream where the client has not asked otherwise, after what was good.
         let sent = frames(&["embed"], vec![batch(&texts, 0), batch(&[None], 9)]).await;
         let answer = client.do_exchange(stream::iter(sent.into_iter().map(Ok))).await.unwrap();
         let found: Vec<_> = answer.collect().await;
@@ -339,7 +340,8 @@ fn datasets() {
             client.do_action(action("models", "")).await.unwrap().try_collect().await.unwrap();
         let models: serde_json::Value = serde_json::from_slice(&models[0]).unwrap();
         assert_eq!(models[0]["dimensions"], 32);
-        client.do_action(action("drop_dataset", "books")).await.unwrap();
+        let dropped = client.do_action(action("drop_dataset", "books")).await.unwrap();
+        assert_eq!(dropped.try_collect::<Vec<Bytes>>().await.unwrap().len(), 1);
         assert!(client.do_get(Ticket::new("books")).await.is_err());
         assert!(client.do_action(action("explode", "")).await.is_err());
         assert_eq!(

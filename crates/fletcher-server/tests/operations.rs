@@ -255,6 +255,31 @@ fn request_ids_and_cors() {
     assert_eq!(none.header("access-control-allow-origin"), "");
 }
 
+/// A dashboard that asks for what is not there shows nothing, and nobody notices.
+#[test]
+fn the_dashboard_asks_for_metrics_that_exist() {
+    let dashboard = include_str!("../../../deploy/grafana/fletcher.json");
+    let server = Setup::default().start();
+    server.post("/embed", &json!({ "inputs": "a" })).ok();
+    server.post("/embed", &json!({ "inputs": 3 }));
+    let metrics = server.get("/metrics").text();
+    let mut names: Vec<&str> = dashboard
+        .match_indices("fletcher_")
+        .filter_map(|(at, _)| {
+            dashboard[at..].split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        let exported = metrics
+            .lines()
+            .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        assert!(exported, "{name} is not exported:\n{metrics}");
+    }
+}
+
 #[test]
 fn a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();

@@ -76,7 +76,8 @@ fn words(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Every option with its value, and a comment that says where it is from. Keys are shown as hashes, tokens not at all.
+/// Every option with its value, and a comment that says where it is from. Keys are shown as
+/// hashes, tokens not at all.
 fn in_effect(serve: &ArgMatches) -> String {
     let mut command = Cli::command();
     command.build();

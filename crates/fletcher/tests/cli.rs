@@ -52,14 +52,14 @@ fn json_lines(bytes: &[u8]) -> Vec<serde_json::Value> {
 #[test]
 fn texts_as_arguments() {
     let output = fletcher(&["embed", "The quick brown fox", "A fast auburn animal"]);
-    check(&output, 0, &["random weights"]);
+    check(&output, 0, &[]);
     let rows = json_lines(&output.stdout);
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0]["id"], 0);
     assert_eq!(rows[1]["text"], "A fast auburn animal");
     let vector = rows[0]["embedding"].as_array().expect("a vector");
     let norm: f64 = vector.iter().map(|v| v.as_f64().unwrap().powi(2)).sum();
-    assert_eq!(vector.len(), 32);
+    assert_eq!(vector.len(), 128);
     assert!((norm - 1.0).abs() < 1e-5, "{norm}");
 }
 
@@ -126,7 +126,7 @@ fn bad_rows_end_the_run_with_their_place() {
     let jsonl: &[&str] = &["embed", "-i", "-", "--input-format", "jsonl", "-o", &out];
     let csv: &[&str] = &["embed", "-i", "-", "--input-format", "csv", "-o", &out];
     let overlong: &[&str] = &["embed", "--overlong", "error", "-o", &out];
-    let long = "word ".repeat(500);
+    let long = "word ".repeat(600);
     let cases: [(&[&str], &[u8], &[&str]); 7] = [
         (jsonl, b"{\"text\":\"a\"}\n{\"text\": oops}\n", &["line 2", "not valid JSON"]),
         (jsonl, b"{\"text\":\"a\"}\n{\"body\":\"b\"}\n", &["line 2", "text"]),
@@ -134,7 +134,7 @@ fn bad_rows_end_the_run_with_their_place() {
         (jsonl, b"{\"text\":\"a\"}\n[1]\n", &["line 2", "not a JSON object"]),
         (csv, b"id,body\n1,a\n", &["no column \"text\"", "\"body\""]),
         (jsonl, b"{\"text\":\"\xff\"}\n", &["line 1", "UTF-8"]),
-        (overlong, long.as_bytes(), &["row 1", "at most 64"]),
+        (overlong, long.as_bytes(), &["row 1", "at most 512"]),
     ];
     for (args, input, expected) in cases {
         check(&fletcher_with_input(args, input), 2, expected);
@@ -170,7 +170,7 @@ fn bad_usage_and_missing_files() {
         (&["embed", "-i", &truncated], &["cut.parquet", "damaged"]),
         (&["embed", "-i", "x.weird"], &["x.weird"]),
         (&["embed", "--prompt", "query", "x"], &["no prompt named `query`"]),
-        (&["embed", "--dimensions", "33", "x"], &["dimensions", "32"]),
+        (&["embed", "--dimensions", "129", "x"], &["dimensions", "128"]),
         (&["embed", "--threads", "0", "x"], &["--threads"]),
         (&["embed", "--device", "gpu", "x"], &["`gpu` is not a device", "cuda", "cpu"]),
         (&["embed", "--device", "cuda:99", "x"], &["cuda:99 cannot be used", "fletcher info"]),
@@ -178,6 +178,46 @@ fn bad_usage_and_missing_files() {
     for (args, expected) in cases {
         check(&fletcher(args), 2, expected);
     }
+}
+
+/// The reference is sentence-transformers' own answer for `models/fletcher-tiny`.
+#[test]
+fn the_default_model_gives_pythons_vectors() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let reference = root.join("tests/default/reference.jsonl").display().to_string();
+    let args = ["verify", "--reference", &reference, "--tolerance", "5e-6"];
+    let embedded = fletcher(&args);
+    check(&embedded, 0, &[]);
+    let folder = root.join("models/fletcher-tiny").display().to_string();
+    let from_folder = fletcher(&[&args[..], &["-m", &folder]].concat());
+    check(&from_folder, 0, &[]);
+    // The same but for the name in the first line, the fingerprint included.
+    let after_name = |output: Output| {
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_once('\n').unwrap().1.to_owned()
+    };
+    assert_eq!(after_name(embedded), after_name(from_folder));
+}
+
+/// Guards against a model that opens but means nothing.
+#[test]
+fn the_default_model_knows_what_is_near() {
+    let texts = [
+        "How do I bake bread at home?",
+        "Mix flour, water, salt and yeast, let the dough rise, and put the loaf into a hot oven.",
+        "The central bank raised interest rates to slow inflation.",
+    ];
+    let output = fletcher(&[&["embed"], &texts[..]].concat());
+    check(&output, 0, &[]);
+    let vectors: Vec<Vec<f64>> = json_lines(&output.stdout)
+        .iter()
+        .map(|row| serde_json::from_value(row["embedding"].clone()).unwrap())
+        .collect();
+    let cosine = |a: usize, b: usize| -> f64 {
+        vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum()
+    };
+    let (near, far) = (cosine(0, 1), cosine(0, 2));
+    assert!(near > 0.4 && far < 0.2, "near {near}, far {far}");
 }
 
 /// Breaks a copy of a model folder.

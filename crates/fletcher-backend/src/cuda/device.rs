@@ -206,11 +206,8 @@ impl Device {
         what: &'static str,
     ) -> Result<DeviceBuffer, BackendError> {
         let bytes = bytes.max(16);
-        let out_of_memory = || BackendError::OutOfMemory {
-            device: self.name.clone(),
-            what,
-            needed_bytes: bytes,
-        };
+        let out_of_memory =
+            || BackendError::OutOfMemory { device: self.name.clone(), what, needed_bytes: bytes };
         self.enter()?;
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let mut buffer = DeviceBuffer { address: 0, bytes, device: self.clone() };
@@ -361,8 +358,7 @@ impl DeviceBuffer {
         assert!(bytes.len() <= self.bytes, "the copy leaves the buffer");
         self.device.enter()?;
         // SAFETY: both ranges are as long as that.
-        let code =
-            unsafe { cu::cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len()) };
+        let code = unsafe { cu::cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len()) };
         self.device.check(code)
     }
 
@@ -477,7 +473,17 @@ impl Stream {
             let (parameters, none) = (parameters.as_mut_ptr(), ptr::null_mut());
             let stream = self.handle;
             cu::cuLaunchKernel(
-                kernel.handle, x, y, 1, threads, 1, 1, shared, stream, parameters, none,
+                kernel.handle,
+                x,
+                y,
+                1,
+                threads,
+                1,
+                1,
+                shared,
+                stream,
+                parameters,
+                none,
             )
         };
         self.device.check(code)
@@ -495,9 +501,8 @@ impl Stream {
     ) -> Result<(), BackendError> {
         assert!(bytes <= to.bytes && bytes <= from.bytes, "the copy leaves a buffer");
         // SAFETY: the ranges lie in their buffers; the rest is the caller's.
-        let code = unsafe {
-            cu::cuMemcpyHtoDAsync_v2(to.address, from.host.cast(), bytes, self.handle)
-        };
+        let code =
+            unsafe { cu::cuMemcpyHtoDAsync_v2(to.address, from.host.cast(), bytes, self.handle) };
         self.device.check(code)
     }
 

@@ -100,20 +100,24 @@ pub(super) const HOPPER_TILES: [HopperTile; 5] = [
 impl Kernels {
     pub(super) fn load(device: &Arc<Device>, format: Format) -> Result<Self, BackendError> {
         let (general, small) = (device.load(GENERAL)?, device.load(FUSED)?);
-        let kernel = |name: &str, shared| general.kernel(&format!("{name}_{}", format.name()), shared);
+        let kernel =
+            |name: &str, shared| general.kernel(&format!("{name}_{}", format.name()), shared);
         let tiled = |dim: usize| {
             Ok::<_, BackendError>((dim, kernel(&format!("attention_{dim}"), tiled_shared(dim))?))
         };
         let sixteen_bits = format != Format::F32;
         let groups = match (sixteen_bits, device.limits().capability) {
             (false, _) => 0,
-            (true, (9, _)) => 3,
+            (true, (9, _)) => 2,
             (true, _) => 1,
         };
         let fused = (1..=groups)
             .map(|groups| {
                 let name = format!("fused_{groups}_{}", format.name());
-                small.kernel(&name, FusedPlan::new(groups, device.limits().shared_bytes).shared_bytes)
+                small.kernel(
+                    &name,
+                    FusedPlan::new(groups, device.limits().shared_bytes).shared_bytes,
+                )
             })
             .collect::<Result<_, _>>()?;
         let mut modules = Vec::new();

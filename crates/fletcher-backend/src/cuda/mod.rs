@@ -52,6 +52,7 @@ pub struct Cuda {
     groups: usize,
     tile: Option<usize>,
     workers: usize,
+    cores: usize,
 }
 
 impl Cuda {
@@ -79,8 +80,9 @@ impl Cuda {
         let kernels = Kernels::load(&device, format)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = cores.clamp(2, WORKERS_MAX);
+        let cores = cores.max(workers);
         let CudaOptions { groups, tile, .. } = options;
-        Ok(Self { kernels, device, format, groups, tile, workers })
+        Ok(Self { kernels, device, format, groups, tile, workers, cores })
     }
 
     /// What `fletcher info` says of the cards.

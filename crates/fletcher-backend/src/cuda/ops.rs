@@ -13,8 +13,8 @@ use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid, Matrix};
 use super::kernels::{
     AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
-    HopperArguments, HopperTile,
-    LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments, RotaryArguments, TILE, WidenArguments, tiled_shared,
+    HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
+    RotaryArguments, TILE, WidenArguments, tiled_shared,
 };
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 
@@ -23,6 +23,8 @@ use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
+/// Dividing less than this between workers costs more launches than it saves time.
+const SMALLEST_BLOCK_TOKENS: usize = 4096;
 
 /// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what it
 /// costs beside another tile's products. Fitted to the times of every variant on the shapes of MiniLM
@@ -129,6 +131,14 @@ impl Backend for Cuda {
         self.workers
     }
 
+    fn threads(&self) -> usize {
+        self.cores
+    }
+
+    fn least_tokens(&self) -> usize {
+        SMALLEST_BLOCK_TOKENS
+    }
+
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
         // Gate and value rows in turn, so that a thread holds both of an output.
@@ -201,7 +211,8 @@ impl Backend for Cuda {
         positions: usize,
     ) -> Result<Rotary, BackendError> {
         let table = rotary_table(theta, head_dim, positions).into_iter();
-        let cos_sin = self.upload_floats(table.flat_map(|(cos, sin)| [cos, sin]), "rotary tables")?;
+        let cos_sin =
+            self.upload_floats(table.flat_map(|(cos, sin)| [cos, sin]), "rotary tables")?;
         Ok(Rotary { cos_sin, head_dim })
     }
 

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fletcher_core::backend::{BackendError, PoolOp};
 use fletcher_core::encoder::EncoderWeights;
 use fletcher_core::pack::PackedBatch;
-use fletcher_core::spec::{
-    Activation, EncoderSpec, NormPlacement, Position, learned_rows,
-};
+use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement, Position, learned_rows};
 
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
@@ -67,7 +65,7 @@ fn takes(spec: &EncoderSpec) -> bool {
 pub(super) fn preferred_tokens(cuda: &Cuda, spec: &EncoderSpec) -> Option<usize> {
     let most = cuda.kernels.fused.len();
     let tiles = 4 * cuda.device.limits().multiprocessors;
-    (takes(spec) && most > 0).then_some(tiles * most.min(2) * GROUP_ROWS)
+    (takes(spec) && most > 0).then_some(tiles * most * GROUP_ROWS)
 }
 
 /// Lays the batch out if the kernel takes model and batch; tells whether it did.
@@ -92,7 +90,7 @@ pub(super) fn stage(
     let small = prepared(cuda, arena, model)?;
     let multiprocessors = cuda.device.limits().multiprocessors;
     let groups = match cuda.groups {
-        0 => batch.tokens().div_ceil(GROUP_ROWS * multiprocessors).min(2),
+        0 => batch.tokens().div_ceil(GROUP_ROWS * multiprocessors),
         groups => groups,
     };
     let groups = groups.max(longest.div_ceil(GROUP_ROWS)).min(most);
@@ -154,7 +152,8 @@ pub(super) fn stage(
     arena.tokens = tokens;
     // Blocks of one group run two to a multiprocessor.
     let at_once = if groups == 1 { 2 * multiprocessors } else { multiprocessors };
-    arena.pending = Some(Pending { _small: small, arguments, groups, blocks: tile_count.min(at_once) });
+    arena.pending =
+        Some(Pending { _small: small, arguments, groups, blocks: tile_count.min(at_once) });
     Ok(true)
 }
 

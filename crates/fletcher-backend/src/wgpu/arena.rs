@@ -99,7 +99,8 @@ impl Arena {
     ) -> Result<Self, BackendError> {
         let grid = gpu.device.limits().max_compute_workgroups_per_dimension as usize;
         if max_tokens > grid {
-            let message = format!("a batch of {max_tokens} tokens; the device's grids end at {grid}");
+            let message =
+                format!("a batch of {max_tokens} tokens; the device's grids end at {grid}");
             return Err(gpu.failure(message));
         }
         let rows = max_tokens.next_multiple_of(ROW_TILE) + ROW_TILE;

@@ -369,11 +369,7 @@ impl Gpu {
         self.bind(&self.layouts.rows, [input, output, batch])
     }
 
-    fn bind(
-        &self,
-        layout: &wgpu::BindGroupLayout,
-        buffers: [&wgpu::Buffer; 3],
-    ) -> wgpu::BindGroup {
+    fn bind(&self, layout: &wgpu::BindGroupLayout, buffers: [&wgpu::Buffer; 3]) -> wgpu::BindGroup {
         let entries: Vec<_> = (0u32..)
             .zip(buffers)
             .map(|(binding, buffer)| wgpu::BindGroupEntry {

@@ -25,8 +25,6 @@ mod ops;
 mod pipelines;
 mod shader;
 mod verify;
-#[cfg(test)]
-mod tune;
 
 pub use arena::Arena;
 pub use device::Api;
@@ -37,7 +35,7 @@ use fletcher_core::backend::{BackendError, Precision};
 
 use device::Gpu;
 use pipelines::Pipelines;
-use shader::{Kernel, Tiling};
+use shader::{CooperativeAttention, Kernel, Tiling};
 
 /// Which kernels do the matrix products; the later ones are faster where a device has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,9 +59,16 @@ pub struct Wgpu {
     staged: bool,
     /// Bound by kernels that read none.
     no_parameters: wgpu::BindGroup,
-    /// Cooperative attention that was tried, by head size and whether it has a relative bias, and
-    /// whether it computes right.
-    heads: Arc<Mutex<Vec<((usize, bool), bool)>>>,
+    /// The cooperative attentions that were tried.
+    attentions: Arc<Mutex<Vec<TriedAttention>>>,
+}
+
+/// What the check of a cooperative attention gave.
+#[derive(Debug)]
+struct TriedAttention {
+    head_dim: usize,
+    relative: bool,
+    right: bool,
 }
 
 impl Wgpu {
@@ -90,7 +95,9 @@ impl Wgpu {
         gpu.target.lanes = lanes;
         let tile = match gpu.tile {
             // The cooperative kernels' workgroups are made of whole subgroups of these sizes.
-            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => Some(tile),
+            Some(tile) if best > KernelSet::Plain && matches!(lanes, 8 | 16 | 32 | 64) => {
+                Some(tile)
+            }
             _ => None,
         };
         let no_parameters = gpu.parameters(&[]);
@@ -100,7 +107,7 @@ impl Wgpu {
             tile,
             staged: false,
             no_parameters,
-            heads: Arc::default(),
+            attentions: Arc::default(),
         };
         if let Some(tile) = tile {
             let stage = best >= KernelSet::Staged && wgpu.can_stage(api, tile);
@@ -136,7 +143,9 @@ impl Wgpu {
     /// The adapter's name, and which kernels are in use.
     pub fn name(&self) -> String {
         let kernels = match self.tile {
-            Some(tile) if self.staged => format!("{tile}x{tile}x{tile} cooperative matrices, staged"),
+            Some(tile) if self.staged => {
+                format!("{tile}x{tile}x{tile} cooperative matrices, staged")
+            }
             Some(tile) => format!("{tile}x{tile}x{tile} cooperative matrices"),
             None => "plain kernels".to_owned(),
         };
@@ -152,25 +161,25 @@ impl Wgpu {
         &self,
         head_dim: usize,
         relative: bool,
-    ) -> Result<Option<(u32, usize)>, BackendError> {
+    ) -> Result<Option<CooperativeAttention>, BackendError> {
         let fits = |tile: &u32| shader::attention_fits(self.gpu.target, *tile, head_dim);
         // Mesa's software driver compiles the kernel for wide heads for minutes.
         let sensible = !self.gpu.software || head_dim <= 64;
         let Some(tile) = self.tile.filter(fits).filter(|_| sensible) else {
             return Ok(None);
         };
-        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = (head_dim, relative);
-        let known = heads.iter().find(|(tried, _)| *tried == of).map(|(_, right)| *right);
+        let form = CooperativeAttention { tile, head_dim, vectors: self.staged };
+        let mut tried = self.attentions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tried.iter().find(|t| (t.head_dim, t.relative) == (head_dim, relative));
         let right = match known {
-            Some(right) => right,
+            Some(known) => known.right,
             None => {
-                let right = verify::attention(self, tile, head_dim, relative)?;
-                heads.push((of, right));
+                let right = verify::attention(self, form, relative)?;
+                tried.push(TriedAttention { head_dim, relative, right });
                 right
             }
         };
-        Ok(right.then_some((tile, head_dim)))
+        Ok(right.then_some(form))
     }
 }
 

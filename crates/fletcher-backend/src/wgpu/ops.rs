@@ -12,16 +12,17 @@ use fletcher_core::weights::Tensor;
 
 use super::arena::{Arena, Place, bytes_per_token, stride};
 use super::shader::{
-    Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE, POINTWISE_THREADS, Tiling,
+    CooperativeAttention, Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE, POINTWISE_THREADS,
+    POOL_COLUMNS, Tiling,
 };
 use super::{Embedding, Linear, Norm, RelativeBias, Rotary, Wgpu};
 
 /// Activations of a block, when the user names no number of tokens.
 const BLOCK_BYTES: usize = 192 << 20;
 /// A block above this many tokens gains nothing.
-const BLOCK_TOKENS_MAX: usize = 16_384;
+const BLOCK_TOKENS_MAX: usize = 49_152;
 /// A block is not split below this many tokens.
-const BLOCK_TOKENS_LEAST: usize = 4096;
+const BLOCK_TOKENS_LEAST: usize = 16_384;
 /// On a CPU that plays a GPU, large blocks gain nothing at all.
 const BLOCK_TOKENS_SOFTWARE: usize = 2048;
 /// Weights are padded to this many features: the widest tile of a GEMM.
@@ -45,9 +46,11 @@ impl Backend for Wgpu {
         (BLOCK_BYTES / bytes_per_token(spec, self.gpu.target.element)).clamp(512, most)
     }
 
-    /// One batch computes, one is described, one is read.
+    /// Large blocks instead of several at once: on the card where both were measured, a second
+    /// thread that submits and waits cost more than the idle time that it filled (two workers
+    /// reached 97,000 vectors a second where one reached 352,000: BERT-tiny, calls of 1,024 rows).
     fn workers(&self) -> usize {
-        if self.gpu.software { 1 } else { 3 }
+        1
     }
 
     /// A smaller batch leaves most of a GPU idle, and a second one costs as much to submit.
@@ -107,7 +110,8 @@ impl Backend for Wgpu {
         let word = self.upload_table(&source.word, None)?;
         let position = source.position.as_ref().map(|t| self.upload_table(t, None)).transpose()?;
         // Of the types, only the first is ever added.
-        let types = source.token_type.as_ref().map(|t| self.upload_table(t, Some(1))).transpose()?;
+        let types =
+            source.token_type.as_ref().map(|t| self.upload_table(t, Some(1))).transpose()?;
         let nothing = &self.gpu.nothing;
         let group = self.gpu.parameters(&[
             &word,
@@ -166,7 +170,7 @@ impl Backend for Wgpu {
                 embedding.has_positions.into(),
                 embedding.has_types.into(),
             ],
-            [quads.div_ceil(POINTWISE_THREADS), tokens, 1],
+            pointwise(tokens * quads),
         );
         Ok(())
     }
@@ -210,7 +214,7 @@ impl Backend for Wgpu {
             (Place::Slot(Slot::Context), Place::Slot(Slot::Qkv)),
             &rotary.group,
             &[batch.tokens(), pairs, rotary.half, stride].map(|value| value as u32),
-            [pairs.div_ceil(POINTWISE_THREADS), batch.tokens(), 1],
+            pointwise(batch.tokens() * pairs),
         );
         Ok(())
     }
@@ -248,7 +252,7 @@ impl Backend for Wgpu {
             (Place::Slot(Slot::Hidden), Place::Pooled),
             &self.no_parameters,
             &[offsets, columns, stride, mode, op.skip].map(|value| value as u32),
-            [columns.div_ceil(POINTWISE_THREADS), batch.rows(), 1],
+            [columns.div_ceil(POOL_COLUMNS), batch.rows(), 1],
         );
         let bytes = batch.rows() * columns * size_of::<f32>();
         arena.finish(Place::Pooled, bytes, |bytes| decode_f32(bytes, vectors))
@@ -335,7 +339,7 @@ impl Wgpu {
         &self,
         arena: &mut Arena,
         op: AttentionOp<'_, Self>,
-        cooperative: Option<(u32, usize)>,
+        cooperative: Option<CooperativeAttention>,
     ) -> Result<(), BackendError> {
         let (heads, dim) = (arena.spec.heads, arena.spec.head_dim);
         let relative = op.relative.is_some();
@@ -375,6 +379,14 @@ impl Wgpu {
             tokens.div_ceil(large.rows() as usize) * columns.div_ceil(large.columns() as usize);
         Some(if workgroups >= LARGE_WORKGROUPS { large } else { Tiling::small(tile, self.staged) })
     }
+}
+
+/// The grid of a kernel whose threads take one of `count` items each: in two dimensions, because
+/// one ends at 65,535 on every API.
+fn pointwise(count: usize) -> [usize; 3] {
+    let workgroups = count.div_ceil(POINTWISE_THREADS);
+    let across = workgroups.min(1 << 15);
+    [across, workgroups.div_ceil(across.max(1)), 1]
 }
 
 /// Columns of the product that the output has room for; a gated layer's are in pairs.

@@ -44,50 +44,53 @@ pub(super) struct Target {
     pub(super) lanes: u32,
 }
 
-/// How the sums of a cooperative GEMM are spread: a subgroup holds `down x across` tiles, a
-/// workgroup `subgroups x subgroups` subgroups.
+/// How the sums of a cooperative GEMM are spread: a subgroup holds `down x across` tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiling {
     /// Rows and columns of a cooperative matrix.
     pub(super) tile: u32,
     pub(super) down: u32,
     pub(super) across: u32,
-    /// Whether the operands go through workgroup memory.
-    pub(super) staged: bool,
+    /// Subgroups of a workgroup, one below the other and side by side.
+    pub(super) subgroups: (u32, u32),
+    /// Columns of the operands that go through workgroup memory at a time; `None`: they do not.
+    pub(super) step: Option<u32>,
 }
-
-/// Columns of the operands that a staged GEMM holds at a time.
-const STEP: u32 = 32;
-
-/// Subgroups of a workgroup, along each side.
-const SUBGROUPS: u32 = 2;
 
 impl Tiling {
     /// For batches that fill the device.
     pub(super) fn large(tile: u32, staged: bool) -> Self {
-        Self { tile, down: 4, across: 4, staged }
+        match staged {
+            false => Self { tile, down: 4, across: 4, subgroups: (2, 2), step: None },
+            true => Self { tile, down: 4, across: 2, subgroups: (2, 2), step: Some(32) },
+        }
     }
 
-    /// For batches that do not: a quarter of the work for each workgroup.
+    /// For batches that do not: less work for each workgroup.
     pub(super) fn small(tile: u32, staged: bool) -> Self {
-        Self { tile, down: 2, across: 2, staged }
-    }
-
-    /// Bytes of workgroup memory that the kernel needs.
-    pub(super) fn workgroup_bytes(self, element: Element) -> u32 {
-        let strip = 4 * SUBGROUPS * SUBGROUPS * self.tile * self.across * self.tile;
-        let staged = self.rows() * (STEP + ROW_PAD) + self.columns() * STEP;
-        strip + if self.staged { staged * element.bytes() as u32 } else { 0 }
+        let step = staged.then_some(32);
+        Self { tile, down: 2, across: 2, subgroups: (2, 2), step }
     }
 
     /// Rows of one workgroup.
     pub(super) fn rows(self) -> u32 {
-        SUBGROUPS * self.down * self.tile
+        self.subgroups.0 * self.down * self.tile
     }
 
     /// Features of one workgroup.
     pub(super) fn columns(self) -> u32 {
-        SUBGROUPS * self.across * self.tile
+        self.subgroups.1 * self.across * self.tile
+    }
+
+    fn all_subgroups(self) -> u32 {
+        self.subgroups.0 * self.subgroups.1
+    }
+
+    /// Bytes of workgroup memory that the kernel needs.
+    pub(super) fn workgroup_bytes(self, element: Element) -> u32 {
+        let strip = 4 * self.all_subgroups() * self.tile * self.across * self.tile;
+        let staged = |step| self.rows() * (step + ROW_PAD) + self.columns() * step;
+        strip + self.step.map_or(0, staged) * element.bytes() as u32
     }
 }
 
@@ -98,7 +101,9 @@ pub(super) const QUERIES: usize = 32;
 /// Columns of a head that a workgroup of the plain attention takes.
 pub(super) const HEAD_CHUNK: usize = 64;
 /// Threads of the kernels that take one element or quad each.
-pub(super) const POINTWISE_THREADS: usize = 64;
+pub(super) const POINTWISE_THREADS: usize = 256;
+/// Columns of a workgroup of the pooling.
+pub(super) const POOL_COLUMNS: usize = 64;
 /// Rows of a workgroup of the norm.
 pub(super) const NORM_ROWS: usize = 4;
 /// Workgroup memory of the largest kernel; Metal has no more on any device.
@@ -130,16 +135,27 @@ pub(super) enum Kernel {
     /// With cooperative matrices of a tile for heads of a size, or plain.
     Attention {
         relative: bool,
-        cooperative: Option<(u32, usize)>,
+        cooperative: Option<CooperativeAttention>,
     },
+}
+
+/// The cooperative attention's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CooperativeAttention {
+    pub(super) tile: u32,
+    pub(super) head_dim: usize,
+    /// Whether memory is read in vectors of four, which Metal's matrices cannot be loaded from.
+    pub(super) vectors: bool,
 }
 
 /// Whether the cooperative attention can take such heads: in whole tiles of either size, and in the
 /// workgroup memory that every device has.
 pub(super) fn attention_fits(target: Target, tile: u32, head_dim: usize) -> bool {
     let element = target.element.bytes();
-    let f32s = (tile * tile + QUERIES as u32 * SCORE_PITCH + 2 * 4 * target.lanes) as usize;
-    let elements = QUERIES * WEIGHT_PITCH as usize + KEYS * (head_dim + VALUE_PAD);
+    let f32s = (tile * tile + QUERIES as u32 * SCORE_PITCH + 2 * 4 * target.lanes + QUERIES as u32)
+        as usize;
+    let values = KEYS * value_pitch(tile, head_dim as u32) as usize;
+    let elements = QUERIES * WEIGHT_PITCH as usize + values;
     head_dim.is_multiple_of(16) && 4 * f32s + element * elements <= WORKGROUP_BYTES
 }
 
@@ -159,8 +175,8 @@ pub(super) fn text(kernel: Kernel, target: Target) -> String {
     text.push_str(&format!("alias E = {};\n", target.element.wgsl()));
     text.push_str(include_str!("kernels/math.wgsl"));
     match kernel {
-        Kernel::Embed => text.push_str(include_str!("kernels/embed.wgsl")),
-        Kernel::Rotary => text.push_str(include_str!("kernels/rotary.wgsl")),
+        Kernel::Embed => text.push_str(&pointwise(include_str!("kernels/embed.wgsl"))),
+        Kernel::Rotary => text.push_str(&pointwise(include_str!("kernels/rotary.wgsl"))),
         Kernel::Pool => text.push_str(include_str!("kernels/pool.wgsl")),
         Kernel::Norm { in_place } => text.push_str(&norm(in_place)),
         Kernel::Gemm { epilogue, tiling } => {
@@ -168,8 +184,10 @@ pub(super) fn text(kernel: Kernel, target: Target) -> String {
             text.push_str(&finish);
             let body = match tiling {
                 None => include_str!("kernels/gemm_plain.wgsl").to_owned(),
-                Some(tiling) if tiling.staged => gemm_staged(tiling, target.lanes),
-                Some(tiling) => gemm_cooperative(tiling, target.lanes),
+                Some(tiling) => match tiling.step {
+                    Some(step) => gemm_staged(tiling, step, target.lanes),
+                    None => gemm_cooperative(tiling, target.lanes),
+                },
             };
             text.push_str(&fill(&body, &[("Y", y.to_owned())]));
         }
@@ -177,9 +195,7 @@ pub(super) fn text(kernel: Kernel, target: Target) -> String {
             let plain = include_str!("kernels/attention_plain.wgsl");
             let (body, score) = match cooperative {
                 None => (plain.to_owned(), plain_score(relative)),
-                Some((tile, dim)) => {
-                    (attention_cooperative(tile, dim, target.lanes), one_score(relative))
-                }
+                Some(form) => (attention_cooperative(form, target.lanes), one_score(relative)),
             };
             text.push_str(&fill(&body, &[("SCORE", score.to_owned())]));
         }
@@ -198,23 +214,24 @@ fn number(value: u32) -> String {
     value.to_string()
 }
 
+fn pointwise(template: &str) -> String {
+    fill(template, &[("THREADS", number(POINTWISE_THREADS as u32))])
+}
+
 fn norm(in_place: bool) -> String {
     let source = "@group(0) @binding(0) var<storage, read> x: array<vec4<E>>;";
     let (source, x) = if in_place { ("", "y") } else { (source, "x") };
     // A subgroup takes a row; subgroups of 32 lanes, the common size, take one each.
     let threads = number(32 * NORM_ROWS as u32);
     let rows = number(NORM_ROWS as u32);
-    let values =
-        [("SOURCE", source.into()), ("X", x.into()), ("ROWS", rows), ("THREADS", threads)];
+    let values = [("SOURCE", source.into()), ("X", x.into()), ("ROWS", rows), ("THREADS", threads)];
     fill(include_str!("kernels/norm.wgsl"), &values)
 }
 
 /// The type of the output's elements, and the functions that finish four sums.
 fn epilogue_text(epilogue: Epilogue) -> (&'static str, String) {
     let (y, activation, store) = match epilogue {
-        Epilogue::Store => {
-            ("vec4<E>", None, "y[(row * p.y_stride + column) / 4u] = vec4<E>(s);")
-        }
+        Epilogue::Store => ("vec4<E>", None, "y[(row * p.y_stride + column) / 4u] = vec4<E>(s);"),
         Epilogue::Accumulate => (
             "vec4<E>",
             None,
@@ -285,23 +302,33 @@ fn gemm_cooperative(tiling: Tiling, lanes: u32) -> String {
         line!(zero, 4, "var s_{i}_{j} = coopLoadT<Sums>(&strip[0], T);");
     }
     for i in 0..down {
-        line!(multiply, 8, "let l_{i} = coopLoadT<Rows>(&x[x_at + {}u * x_stride + k], x_stride);", i * tile);
+        line!(
+            multiply,
+            8,
+            "let l_{i} = coopLoadT<Rows>(&x[x_at + {}u * x_stride + k], x_stride);",
+            i * tile
+        );
     }
     for j in 0..across {
         // Tiles of one row of W lie one after the other, each column-major.
-        line!(multiply, 8, "let r_{j} = coopLoad<Features>(&weight[w_at + {}u * depth + k * T], T);", j * tile);
+        line!(
+            multiply,
+            8,
+            "let r_{j} = coopLoad<Features>(&weight[w_at + {}u * depth + k * T], T);",
+            j * tile
+        );
     }
     for (i, j) in tiles(down, across) {
         line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{i}, r_{j}, s_{i}_{j});");
     }
     let finish = finish_sums(tiling);
-    let subgroups = SUBGROUPS * SUBGROUPS;
+    let subgroups = tiling.all_subgroups();
     let values = [
         ("T", number(tile)),
         ("DOWN", number(down)),
         ("ACROSS", number(across)),
-        ("SUBGROUPS_DOWN", number(SUBGROUPS)),
-        ("SUBGROUPS_ACROSS", number(SUBGROUPS)),
+        ("SUBGROUPS_DOWN", number(tiling.subgroups.0)),
+        ("SUBGROUPS_ACROSS", number(tiling.subgroups.1)),
         ("WIDTH", number(width)),
         ("STRIP", number(subgroups * tile * width)),
         ("THREADS", number(subgroups * lanes)),
@@ -327,8 +354,17 @@ fn finish_sums(tiling: Tiling) -> String {
         line!(finish, 4, "workgroupBarrier();");
         line!(finish, 4, "for (var q = lane; q < T * WIDTH / 4u; q += lanes) {{");
         line!(finish, 4, "    let at = mine + q * 4u;");
-        line!(finish, 4, "    let sums = vec4<f32>(strip[at], strip[at + 1u], strip[at + 2u], strip[at + 3u]);");
-        line!(finish, 4, "    finish(sums, row + {}u + q / (WIDTH / 4u), column + q % (WIDTH / 4u) * 4u);", i * tile);
+        line!(
+            finish,
+            4,
+            "    let sums = vec4<f32>(strip[at], strip[at + 1u], strip[at + 2u], strip[at + 3u]);"
+        );
+        line!(
+            finish,
+            4,
+            "    finish(sums, row + {}u + q / (WIDTH / 4u), column + q % (WIDTH / 4u) * 4u);",
+            i * tile
+        );
         line!(finish, 4, "}}");
         if i + 1 < down {
             line!(finish, 4, "workgroupBarrier();");
@@ -337,13 +373,13 @@ fn finish_sums(tiling: Tiling) -> String {
     finish
 }
 
-fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
+fn gemm_staged(tiling: Tiling, step: u32, lanes: u32) -> String {
     let Tiling { tile, down, across, .. } = tiling;
     let width = across * tile;
-    let subgroups = SUBGROUPS * SUBGROUPS;
+    let subgroups = tiling.all_subgroups();
     let threads = subgroups * lanes;
-    let quads = STEP / 4;
-    let row_pitch = (STEP + ROW_PAD) / 4;
+    let quads = step / 4;
+    let row_pitch = (step + ROW_PAD) / 4;
     let tile_quads = tile * tile / 4;
     let (mut zero, mut places, mut load, mut store, mut multiply) =
         (String::new(), String::new(), String::new(), String::new(), String::new());
@@ -358,8 +394,8 @@ fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
         line!(store, 8, "rows[x_row_{i} * ROW_PITCH + x_quad_{i}] = x_{i};");
         line!(load, 8, "x_{i} = x[x_at_{i} + next / 4u];");
     }
-    // A row of W's tiles is `depth * tile` long; a step takes `STEP / tile` tiles of it.
-    let line_quads = STEP / tile * tile_quads;
+    // A row of W's tiles is `depth * tile` long; a step takes `step / tile` tiles of it.
+    let line_quads = step / tile * tile_quads;
     for i in 0..tiling.columns() * quads / threads {
         line!(places, 4, "let w_line_{i} = (local + {}u) / {line_quads}u;", i * threads);
         line!(places, 4, "let w_quad_{i} = (local + {}u) % {line_quads}u;", i * threads);
@@ -368,14 +404,28 @@ fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
         line!(store, 8, "features[local + {}u] = w_{i};", i * threads);
         line!(load, 8, "w_{i} = weight[w_at_{i} + next * T / 4u];");
     }
-    for k in 0..STEP / tile {
+    for k in 0..step / tile {
         for i in 0..down {
-            line!(multiply, 8, "let l_at_{k}_{i} = (down * {down}u + {i}u) * T * ROW_PITCH + {}u;", k * tile / 4);
+            line!(
+                multiply,
+                8,
+                "let l_at_{k}_{i} = (down * {down}u + {i}u) * T * ROW_PITCH + {}u;",
+                k * tile / 4
+            );
             line!(multiply, 8, "let l_{k}_{i} = coopLoadT<Rows>(&rows[l_at_{k}_{i}], ROW_PITCH);");
         }
         for j in 0..across {
-            line!(multiply, 8, "let r_at_{k}_{j} = (across * {across}u + {j}u) * {line_quads}u + {}u;", k * tile_quads);
-            line!(multiply, 8, "let r_{k}_{j} = coopLoad<Features>(&features[r_at_{k}_{j}], TILE_PITCH);");
+            line!(
+                multiply,
+                8,
+                "let r_at_{k}_{j} = (across * {across}u + {j}u) * {line_quads}u + {}u;",
+                k * tile_quads
+            );
+            line!(
+                multiply,
+                8,
+                "let r_{k}_{j} = coopLoad<Features>(&features[r_at_{k}_{j}], TILE_PITCH);"
+            );
         }
         for (i, j) in tiles(down, across) {
             line!(multiply, 8, "s_{i}_{j} = coopMultiplyAdd(l_{k}_{i}, r_{k}_{j}, s_{i}_{j});");
@@ -383,7 +433,7 @@ fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
     }
     let values = [
         ("T", number(tile)),
-        ("STEP", number(STEP)),
+        ("STEP", number(step)),
         ("ROW_PITCH", number(row_pitch)),
         ("TILE_PITCH", number(tile / 4)),
         ("ROWS", number(tiling.rows())),
@@ -391,8 +441,8 @@ fn gemm_staged(tiling: Tiling, lanes: u32) -> String {
         ("ROW_QUADS", number(tiling.rows() * row_pitch)),
         ("FEATURE_QUADS", number(tiling.columns() * quads)),
         ("DOWN", number(down)),
-        ("SUBGROUPS_DOWN", number(SUBGROUPS)),
-        ("SUBGROUPS_ACROSS", number(SUBGROUPS)),
+        ("SUBGROUPS_DOWN", number(tiling.subgroups.0)),
+        ("SUBGROUPS_ACROSS", number(tiling.subgroups.1)),
         ("WIDTH", number(width)),
         ("STRIP", number(subgroups * tile * width)),
         ("THREADS", number(threads)),
@@ -410,8 +460,18 @@ fn tiles(down: u32, across: u32) -> impl Iterator<Item = (u32, u32)> {
     (0..down).flat_map(move |i| (0..across).map(move |j| (i, j)))
 }
 
-fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
-    let dim = dim as u32;
+/// Elements from one row of the attention's values to the next. Where the tiles of a head do not
+/// divide among the subgroups, the last ones multiply what is there and nobody reads the result:
+/// matrix operations must be executed by all.
+fn value_pitch(tile: u32, dim: u32) -> u32 {
+    let step = 4 * tile / QUERIES as u32;
+    dim.next_multiple_of(step * tile) + VALUE_PAD as u32
+}
+
+fn attention_cooperative(form: CooperativeAttention, lanes: u32) -> String {
+    let (tile, dim) = (form.tile, form.head_dim as u32);
+    // Elements of a unit of memory.
+    let unit = if form.vectors { 4 } else { 1 };
     let threads = 4 * lanes;
     let down = QUERIES as u32 / tile;
     // The four subgroups stand `down` by `step` over the tiles of scores and of values.
@@ -420,28 +480,38 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
     let (mut queries, mut scores) = (String::new(), String::new());
     let (mut zero, mut multiply, mut finish) = (String::new(), String::new(), String::new());
     for d in 0..dim / tile {
-        line!(queries, 4, "let q_{d} = coopLoadT<Left>(&x[query_at + {}u], stride);", d * tile);
+        line!(
+            queries,
+            4,
+            "let q_{d} = coopLoadT<Left>(&x[query_at + {}u], stride);",
+            d * tile / unit
+        );
     }
     for i in 0..64 / tile / step {
         line!(scores, 8, "let key_{i} = (across + {}u) * T;", i * step);
         line!(scores, 8, "var s_{i} = coopLoadT<Sums>(&zeros[0], T);");
         for d in 0..dim / tile {
-            line!(scores, 8, "let k_{i}_{d} = coopLoad<Right>(&x[key_at + key_{i} * stride + {}u], stride);", d * tile);
+            line!(
+                scores,
+                8,
+                "let k_{i}_{d} = coopLoad<Right>(&x[key_at + key_{i} * stride + {}u], stride);",
+                d * tile / unit
+            );
             line!(scores, 8, "s_{i} = coopMultiplyAdd(q_{d}, k_{i}_{d}, s_{i});");
         }
         line!(scores, 8, "let score_at_{i} = down * T * SCORE_PITCH + key_{i};");
         line!(scores, 8, "let scored_{i} = s_{i};");
         line!(scores, 8, "coopStoreT(scored_{i}, &scores[score_at_{i}], SCORE_PITCH);");
     }
-    // Where the tiles do not divide among the subgroups, the last ones have none.
-    let guard = |i: u32| match (i + 1) * step > dim / tile {
-        true => format!("if (across + {}u < DIM / T) ", i * step),
-        false => String::new(),
-    };
     for i in 0..value_tiles {
         line!(zero, 4, "var o_{i} = coopLoadT<Sums>(&zeros[0], T);");
-        line!(multiply, 12, "{}{{", guard(i));
-        line!(multiply, 12, "    let v = coopLoadT<Right>(&values[value_at + {}u], VALUE_PITCH);", i * step * tile);
+        line!(multiply, 12, "{{");
+        line!(
+            multiply,
+            12,
+            "    let v = coopLoadT<Right>(&values[value_at + {}u], VALUE_PITCH);",
+            i * step * tile / unit
+        );
         line!(multiply, 12, "    o_{i} = coopMultiplyAdd(l, v, o_{i});");
         line!(multiply, 12, "}}");
     }
@@ -452,7 +522,7 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
             line!(finish, 4, "workgroupBarrier();");
         }
         for i in chunk * per_chunk..((chunk + 1) * per_chunk).min(value_tiles) {
-            line!(finish, 4, "{}{{", guard(i));
+            line!(finish, 4, "{{");
             let column = i * step * tile - chunk * 64;
             line!(finish, 4, "    let to = down * T * SCORE_PITCH + across * T + {column}u;");
             line!(finish, 4, "    let done = o_{i};");
@@ -463,12 +533,17 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
         line!(finish, 4, "for (var i = local; i < 32u * {width}u; i += THREADS) {{");
         line!(finish, 4, "    let r = i / {width}u;");
         line!(finish, 4, "    if (first + r < length) {{");
-        line!(finish, 4, "        let to = (start + first + r) * p.y_stride + head + {}u + i % {width}u;", chunk * 64);
-        line!(finish, 4, "        y[to] = E(scores[r * SCORE_PITCH + i % {width}u]);");
+        line!(
+            finish,
+            4,
+            "        let to = (start + first + r) * p.y_stride + head + {}u + i % {width}u;",
+            chunk * 64
+        );
+        line!(finish, 4, "        y[to] = E(scores[r * SCORE_PITCH + i % {width}u] * factors[r]);");
         line!(finish, 4, "    }}");
         line!(finish, 4, "}}");
     }
-    let pitch = dim + VALUE_PAD as u32;
+    let pitch = value_pitch(tile, dim);
     let values = [
         ("T", number(tile)),
         ("DIM", number(dim)),
@@ -480,8 +555,10 @@ fn attention_cooperative(tile: u32, dim: usize, lanes: u32) -> String {
         ("SCORE_VALUES", number(QUERIES as u32 * SCORE_PITCH)),
         ("WEIGHT_PITCH", number(WEIGHT_PITCH)),
         ("WEIGHT_VALUES", number(QUERIES as u32 * WEIGHT_PITCH)),
-        ("VALUE_PITCH", number(pitch)),
-        ("VALUES", number(KEYS as u32 * pitch)),
+        ("UNIT", number(unit)),
+        ("X", if form.vectors { "vec4<E>".into() } else { "E".into() }),
+        ("VALUE_PITCH", number(pitch / unit)),
+        ("VALUES", number(KEYS as u32 * pitch / unit)),
         ("QUERIES", queries),
         ("SCORES", scores),
         ("ZERO", zero),

@@ -19,7 +19,7 @@ use super::Wgpu;
 use super::arena::Arena;
 use super::device::Gpu;
 use super::pipelines::compile_text;
-use super::shader::{Element, Tiling};
+use super::shader::{CooperativeAttention, Element, Tiling};
 
 /// Sequences that fill no tile, one tile, and several blocks of keys.
 const LENGTHS: [usize; 4] = [1, 31, 70, 150];
@@ -74,18 +74,16 @@ pub(super) fn gemm(wgpu: &Wgpu, tile: u32, staged: bool) -> Result<bool, Backend
 /// Whether the cooperative attention computes what the definition says for heads of this size.
 pub(super) fn attention(
     wgpu: &Wgpu,
-    tile: u32,
-    head_dim: usize,
+    form: CooperativeAttention,
     relative: bool,
 ) -> Result<bool, BackendError> {
-    let spec = spec(64, 2, head_dim, 64);
+    let spec = spec(64, 2, form.head_dim, 64);
     for window in [None, Some(9)] {
-        let expected =
-            attended(&Reference, &spec, (window, relative), |arena, op, batch| {
-                Reference.attention(arena, op, batch)
-            })?;
+        let expected = attended(&Reference, &spec, (window, relative), |arena, op, batch| {
+            Reference.attention(arena, op, batch)
+        })?;
         let found = attended(wgpu, &spec, (window, relative), |arena, op, _| {
-            wgpu.attention_as(arena, op, Some((tile, head_dim)))
+            wgpu.attention_as(arena, op, Some(form))
         })?;
         if !agree(wgpu, &expected, &found) {
             return Ok(false);
@@ -127,19 +125,14 @@ fn attended<B: Backend>(
     b: &B,
     spec: &EncoderSpec,
     (window, relative): (Option<usize>, bool),
-    attention: impl Fn(
-        &mut B::Arena,
-        AttentionOp<'_, B>,
-        &PackedBatch,
-    ) -> Result<(), BackendError>,
+    attention: impl Fn(&mut B::Arena, AttentionOp<'_, B>, &PackedBatch) -> Result<(), BackendError>,
 ) -> Result<Vec<f32>, BackendError> {
     let mut random = Random(11);
     let (mut arena, batch) = embedded(b, spec, &mut random)?;
     let positions = LENGTHS[LENGTHS.len() - 1];
     let qkv = random.linear(b, spec.qkv_width(), spec.hidden)?;
     let out = random.linear(b, spec.hidden, spec.context_width())?;
-    let bias: Vec<Vec<f32>> =
-        (0..spec.heads).map(|_| random.values(2 * positions - 1)).collect();
+    let bias: Vec<Vec<f32>> = (0..spec.heads).map(|_| random.values(2 * positions - 1)).collect();
     let bias = b.upload_relative_bias(&bias, positions)?;
     let relative = relative.then_some(&bias);
     let (input, output, epilogue) = (Slot::Hidden, Slot::Qkv, Epilogue::Store);
@@ -238,8 +231,7 @@ impl Random {
         let scale = 0.5f32.powi((cols as f32).log2() as i32 / 2);
         let weight: Vec<f32> = self.values(rows * cols).iter().map(|v| v * scale).collect();
         let bias = self.values(rows);
-        let source =
-            LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
+        let source = LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
         b.upload_linear(source)
     }
 }
@@ -269,11 +261,18 @@ mod tests {
             for staged in [false, wgpu.can_stage(api, tile)] {
                 assert!(gemm(&wgpu, tile, staged).unwrap(), "staged: {staged}");
             }
-            for dim in [16, 32, 48, 64] {
+            for dim in [16, 48, 64] {
                 if shader::attention_fits(wgpu.gpu.target, tile, dim) {
                     for relative in [false, true] {
-                        
-                        assert!(attention(&wgpu, tile, dim, relative).unwrap(), "{dim} {relative}");
+                        let vectors = [false, wgpu.can_stage(api, tile)];
+                        for form in vectors.map(|vectors| CooperativeAttention {
+                            tile,
+                            head_dim: dim,
+                            vectors,
+                        }) {
+                            let right = attention(&wgpu, form, relative).unwrap();
+                            assert!(right, "{form:?}, relative: {relative}");
+                        }
                     }
                 }
             }
@@ -294,5 +293,50 @@ mod tests {
         assert!(!agree(&wgpu, &right, &wrong));
         wrong[77] = f32::NAN;
         assert!(!agree(&wgpu, &right, &wrong));
+    }
+
+    /// A device, or a line that says that there is none.
+    fn device() -> Option<Wgpu> {
+        match Wgpu::open(Api::Vulkan, 0, Precision::F32) {
+            Ok(wgpu) => Some(wgpu),
+            Err(error) => {
+                writeln!(std::io::stderr(), "wgpu: NOT RUN: {error}").unwrap();
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_compile_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let compile = || compile_text(&wgpu.gpu, "fn main() { nonsense }", "broken");
+        let error = wgpu.gpu.guard("a kernel", 0, compile).unwrap_err();
+        assert!(error.to_string().contains("nonsense"), "{error}");
+        // And the device goes on.
+        assert!(lanes(&wgpu.gpu).unwrap() > 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let spec = spec(1 << 14, 1, 64, 64);
+        let error = wgpu.plan(&spec, 60_000).unwrap_err();
+        assert!(error.to_string().contains("activations"), "{error}");
+        let error = wgpu.plan(&spec, 1 << 20).unwrap_err();
+        assert!(error.to_string().contains("1048576 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error() {
+        let Some(wgpu) = device() else { return };
+        let spec = spec(32, 1, 32, 32);
+        let mut random = Random(3);
+        let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
+        download(&wgpu, &mut arena, &spec, &batch).unwrap();
+        wgpu.gpu.device.destroy();
+        let (tokens, width) = (batch.tokens(), spec.hidden);
+        let mut hidden = vec![0.0; tokens * width];
+        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
+        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
     }
 }

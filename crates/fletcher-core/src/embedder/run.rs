@@ -145,8 +145,12 @@ impl<'a> Run<'a> {
             self.lock().next_text = count;
             self.tokenise(0..count, &mut TextScratch::default());
         }
-        // One row can only be encoded by one worker, and that may as well be this thread.
-        let alone = inline && self.lock().waiting.len() <= 1;
+        // What one worker will encode may as well be encoded by this thread.
+        let alone = inline && {
+            let plan = self.lock();
+            let smallest = self.embedder.least_tokens.min(self.embedder.block_tokens);
+            plan.waiting.len() <= 1 || plan.waiting.tokens() <= smallest
+        };
         let blocks = match alone {
             true => self.work(None, &pools)?,
             false => {

@@ -22,6 +22,10 @@ impl Engine for Gate {
         self.block_tokens
     }
 
+    fn least_tokens(&self) -> usize {
+        1
+    }
+
     fn dim(&self) -> usize {
         1
     }

@@ -1,8 +1,8 @@
 //! A queue on disk: what was appended is there after a crash, until it is acknowledged.
 //!
 //! Segments of records, each with its length, a checksum and its number of rows. An append returns
-//! after `fsync`. What is acknowledged is noted in a small file that is replaced, not synced: if the
-//! note is lost, records are sent again, which their stable ids make harmless.
+//! after `fsync`. What is acknowledged is noted in a small file that is replaced, not synced: if
+//! the note is lost, records are sent again, which their stable ids make harmless.
 //!
 //! After a crash the last record may be half there; nobody was told that it is, so it is cut off
 //! (and kept in a file beside). Damage anywhere else is an error that names the place: going on

@@ -12,9 +12,10 @@ use super::proto::{
     EncodeRequest, EncodeResponse, InfoRequest, InfoResponse, Metadata, ModelType, SimpleToken,
     TokenEmbedding, TruncationDirection, embed_server, info_server, tokenize_server,
 };
+use crate::answer::Timings;
 use crate::http::tei::{Direction, decode_ids, overlong, tokens};
 use crate::inputs::{Inputs, Item};
-use crate::service::{RequestOptions, Service, Timings};
+use crate::service::{RequestOptions, Service};
 
 /// Texts of one stream that wait for their vectors at once.
 const STREAM_TEXTS: usize = 256;

@@ -68,11 +68,16 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
     if let Ok(value) = HeaderValue::from_str(app.service.fingerprint()) {
         headers.insert("x-fletcher-fingerprint", value);
     }
-    let (status, elapsed) = (response.status().as_u16(), start.elapsed());
+    let (mut status, elapsed) = (response.status().as_u16(), start.elapsed());
+    let mut kind = response.extensions().get::<ErrorKind>().copied();
+    // A gRPC call that is refused says so in this header; over HTTP it looks like a success.
+    let code = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
+    if let Some((refused, as_http)) = code.and_then(refusal) {
+        (kind, status) = (Some(refused), as_http);
+    }
     // An unknown path is no label: clients could make as many as they like.
     let route = route.unwrap_or_else(|| "none".into());
     app.service.metrics().request(dialect.name(), &route, status, elapsed.as_secs_f64());
-    let kind = response.extensions().get::<ErrorKind>().copied();
     if let Some(kind) = kind {
         app.service.metrics().reject(kind.name());
     }
@@ -89,6 +94,20 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
         _ => tracing::debug!(request_id = id, %method, path, status, millis),
     }
     response
+}
+
+/// What a gRPC code means, and the HTTP status that stands for it in logs and counters.
+fn refusal(code: &str) -> Option<(ErrorKind, u16)> {
+    Some(match code {
+        "3" => (ErrorKind::Invalid, 400),
+        "4" => (ErrorKind::Deadline, 504),
+        "5" => (ErrorKind::NotFound, 404),
+        "8" => (ErrorKind::Overloaded, 429),
+        "12" => (ErrorKind::NotFound, 501),
+        "13" => (ErrorKind::Engine, 500),
+        "14" => (ErrorKind::Unavailable, 503),
+        _ => return None,
+    })
 }
 
 /// The client's id if it is fit to be printed, or a new one.

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::rows::{Rows, write_floats};
 use super::{App, Call, json as respond};
+use crate::answer::Answer;
 use crate::error::RequestError;
 use crate::inputs::JsonInput;
-use crate::service::{Answer, RequestOptions};
+use crate::service::RequestOptions;
 
 pub(super) async fn embed(app: App, call: Call) -> Result<Response, RequestError> {
     #[derive(Deserialize)]

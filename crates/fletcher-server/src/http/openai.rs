@@ -12,9 +12,10 @@ use serde_json::json;
 
 use super::rows::{Rows, write_base64, write_floats};
 use super::{App, Call, Dialect, json as respond};
+use crate::answer::Answer;
 use crate::error::RequestError;
 use crate::inputs::JsonInput;
-use crate::service::{Answer, RequestOptions};
+use crate::service::RequestOptions;
 
 #[derive(Debug, Deserialize)]
 struct EmbeddingsRequest {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::stream;
 
 use super::{Work, typed};
-use crate::service::Answer;
+use crate::answer::Answer;
 
 /// How much text is made at a time.
 const CHUNK_BYTES: usize = 256 << 10;

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::rows::{Rows, write_floats};
 use super::{App, Call, Work, json as respond};
+use crate::answer::{Answer, Timings};
 use crate::error::{ItemError, RequestError};
 use crate::inputs::{Input, Inputs, Item, JsonInput};
-use crate::service::{Answer, RequestOptions, Service, Timings, blocking};
+use crate::service::{RequestOptions, Service, blocking};
 
 #[derive(Debug, Deserialize)]
 struct EmbedRequest {

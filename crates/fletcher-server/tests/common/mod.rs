@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fletcher_backend::DeviceChoice;
 use fletcher_backend::registry;
+use fletcher_core::backend::Precision;
 use fletcher_core::embedder::{EmbedOptions, Embedder};
 use fletcher_core::model::Model;
 use fletcher_hub::ModelFolder;
@@ -19,10 +20,10 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 pub(crate) fn embedder(name: &str, device: DeviceChoice) -> Embedder {
-    let files = ModelFolder::open(&golden(name)).expect("a golden folder");
+    let files = ModelFolder::open(golden(name)).expect("a golden folder");
     let model = Model::open(&files, Default::default()).expect("a golden model");
     let config = fletcher_core::embedder::EmbedderConfig { threads: 2, batch_tokens: 0 };
-    registry::open(device, model, config).expect("a device")
+    registry::open(device, Precision::F32, model, config).expect("a device")
 }
 
 /// A server that runs until it is dropped.

@@ -330,9 +330,6 @@ fn create_sink(
 /// Says what `auto` chose, to a person only.
 #[expect(clippy::print_stderr, reason = "told to the person at standard error")]
 fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
-    if config.model == model::DEFAULT {
-        eprintln!("{}", model::EMBEDDED_NOTICE);
-    }
     if config::is_interactive() {
         let device = fletcher_backend::registry::resolve(config.device);
         eprintln!("{} on {device}, {} threads", embedder.model().name(), embedder.threads());

@@ -34,13 +34,10 @@ pub(crate) fn run(args: InfoArgs) -> Result<(), Failure> {
         device: DeviceChoice::Auto,
         precision: Default::default(),
         embedder: Default::default(),
-        model: name.clone(),
+        model: name,
     };
     let opened = model::open(&config)?;
     describe(&opened, &mut line);
-    if name == model::DEFAULT {
-        line("", model::EMBEDDED_NOTICE.to_owned());
-    }
     print!("{text}");
     Ok(())
 }

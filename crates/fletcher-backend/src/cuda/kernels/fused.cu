@@ -8,11 +8,13 @@
 // requests ahead of use; all warpgroups of the block share each chunk.
 //
 // The two numbers, for 64-token sequences: 54.5 MFLOP a sequence, so that 4 M/s are 218 TFLOP/s, 28 %
-// of the 780 that an H200's matrix product reaches; and 786 KB of weights per tile of 192 rows, so
-// that 4 M/s are 1.05 TB/s from the L2 cache.
+// of the 780 that an H200's matrix product reaches; and 786 KB of weights per tile of 128 rows, so
+// that 4 M/s are 1.6 TB/s from the L2 cache.
 //
 // Shared memory for W warpgroups: W x 32 KB of keys and values (reused for the states at the end),
-// and as many 16 KB chunks as fit beside them: 96 + 7 x 16 = 208 of Hopper's 227 KB for W = 3.
+// and 16 KB chunks of weights beside them: 64 + 8 x 16 = 192 of Hopper's 227 KB for W = 2, and
+// 32 + 4 x 16 = 96 KB for W = 1, of which two blocks share a multiprocessor. Three warpgroups leave
+// each thread 160 registers, which is too few, and were no faster.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
 #include "warpgroup.cuh"
@@ -277,8 +279,7 @@ template <int GROUPS> DEVICE void give_registers() {
 }
 template <int GROUPS> DEVICE void take_registers() {
 #if HOPPER
-  if (GROUPS == 3) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-  else if (GROUPS == 2) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+  if (GROUPS == 2) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
   else asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 #endif
 }
@@ -512,9 +513,7 @@ FUSED(Half, f16, 1)
 FUSED(Bf16, bf16, 1)
 #if HOPPER
 FUSED(Half, f16, 2)
-FUSED(Half, f16, 3)
 FUSED(Bf16, bf16, 2)
-FUSED(Bf16, bf16, 3)
 #endif
 
 // Weights into the order of use: rows [n0, n0 + n) and columns [k0, k0 + k) of a matrix as

@@ -7,11 +7,16 @@ var<immediate> p: Immediates;
 @group(1) @binding(1) var<storage, read> position: array<vec4<E>>;
 @group(1) @binding(2) var<storage, read> token_type: array<vec4<E>>;
 
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let quad = group.x * 64u + local;
-    let token = group.y;
-    if (quad >= p.quads) {
+@compute @workgroup_size({{THREADS}})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (group.y * groups.x + group.x) * {{THREADS}}u + local;
+    let token = index / p.quads;
+    let quad = index % p.quads;
+    if (token >= p.tokens) {
         return;
     }
     var sum = vec4<f32>(word[batch[token] * p.quads + quad]);
@@ -21,5 +26,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (p.types != 0u) {
         sum += vec4<f32>(token_type[quad]);
     }
-    y[token * p.quads + quad] = vec4<E>(sum);
+    y[index] = vec4<E>(sum);
 }

@@ -6,11 +6,16 @@ var<immediate> p: Immediates;
 @group(0) @binding(2) var<storage, read> batch: array<u32>;
 @group(1) @binding(0) var<storage, read> cos_sin: array<vec2<f32>>;
 
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let pair = group.x * 64u + local;
-    let token = group.y;
-    if (pair >= p.pairs) {
+@compute @workgroup_size({{THREADS}})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (group.y * groups.x + group.x) * {{THREADS}}u + local;
+    let token = index / p.pairs;
+    let pair = index % p.pairs;
+    if (token >= p.tokens) {
         return;
     }
     let head = pair / p.half;
