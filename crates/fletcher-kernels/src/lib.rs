@@ -25,7 +25,7 @@ pub use isa::Isa;
 pub use number::{Bf16, Format, Number, RowScale};
 pub use ops::activation::Activation;
 pub use ops::attention::{Attention, AttentionBias, AttentionRows, AttentionShape};
-pub use ops::gemm::{Epilogue, Gemm, Input, Linear, LinearShape, Output};
+pub use ops::gemm::{Epilogue, Gemm, INT8_INPUTS_MAX, Input, Linear, LinearShape, Output};
 pub use ops::norm::{Norm, NormKind};
 pub use ops::quantize::{Quantize, Source};
 pub use ops::rotary::{Rotary, RotaryPairs};

@@ -4,8 +4,8 @@ mod common;
 
 use common::{all, assert_close, erf, numbers};
 use fletcher_kernels::{
-    Activation, Bf16, Epilogue, Format, Gemm, Input, Kernels, Linear, LinearShape, Output,
-    Quantize, RowScale, Source,
+    Activation, Bf16, Epilogue, Format, Gemm, INT8_INPUTS_MAX, Input, Kernels, Linear, LinearShape,
+    Output, Quantize, RowScale, Source,
 };
 
 const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
@@ -304,4 +304,32 @@ fn rows_of_bytes_are_their_definition() {
             }
         }
     }
+}
+
+/// The widest weight of bytes sums to the last number that 32 bits hold, and a wider one is refused.
+#[test]
+fn sums_of_bytes_do_not_overflow() {
+    let cols = INT8_INPUTS_MAX;
+    let shape = LinearShape { rows: 1, cols, gated: false };
+    let x_stride = cols.next_multiple_of(4);
+    let bytes = vec![255; x_stride];
+    let scales = [RowScale { scale: 1.0, zero: 0.0 }];
+    for (kernels, sign) in all().into_iter().flat_map(|k| [(k, 1.0), (k, -1.0)]) {
+        let linear = &kernels.pack(Format::Int8, shape, &vec![sign; cols], None);
+        let mut y = [0.0];
+        kernels.gemm(Gemm {
+            linear,
+            rows: 1,
+            x: Input::Int8 { bytes: &bytes, scales: &scales },
+            x_stride,
+            y: Output::F32(&mut y),
+            y_stride: 1,
+            epilogue: Epilogue::Activate(Activation::Identity),
+        });
+        let expected = f64::from(sign) * 255.0 * cols as f64;
+        assert!((f64::from(y[0]) / expected - 1.0).abs() < 1e-6, "{kernels:?}: {}", y[0]);
+    }
+    let shape = LinearShape { cols: cols + 1, ..shape };
+    let pack = || Kernels::detect().pack(Format::Int8, shape, &vec![1.0; cols + 1], None);
+    assert!(std::panic::catch_unwind(pack).is_err());
 }

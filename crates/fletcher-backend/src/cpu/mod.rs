@@ -51,7 +51,7 @@ impl Cpu {
     pub fn with_kernels(kernels: Kernels, threads: usize) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { allowed() } else { threads };
-        let (team, active) = (Arc::new(Team::new(threads)), Arc::default());
+        let (team, active) = (Arc::new(Team::new(threads.min(split::MEMBERS_MAX))), Arc::default());
         Self { kernels, format: Format::F32, threads, team, active }
     }
 

@@ -46,6 +46,13 @@ impl Backend for Cpu {
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<kernels::Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
+        if self.format == kernels::Format::Int8 && cols > kernels::INT8_INPUTS_MAX {
+            let most = kernels::INT8_INPUTS_MAX;
+            return Err(BackendError::Device {
+                device: "cpu".to_owned(),
+                message: format!("a layer of {cols} inputs is too wide for int8, at most {most}"),
+            });
+        }
         Ok(self.kernels.pack(self.format, kernels::LinearShape { rows, cols, gated }, weight, bias))
     }
 

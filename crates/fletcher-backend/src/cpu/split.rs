@@ -24,7 +24,7 @@ use super::ops::Sequence;
 /// A member with fewer tokens would keep the multipliers waiting for each other.
 const MEMBER_TOKENS: usize = 4;
 /// More members would meet for longer than they compute.
-const MEMBERS_MAX: usize = 16;
+pub(super) const MEMBERS_MAX: usize = 16;
 
 /// What the members of the team compute in.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Cpu {
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
         let others = self.active.fetch_add(1, Ordering::Relaxed);
-        let members = self.team.members().min(MEMBERS_MAX).min(batch.tokens() / MEMBER_TOKENS);
+        let members = self.team.members().min(batch.tokens() / MEMBER_TOKENS);
         let shared = match batch.rows() == 1 && members > 1 && others == 0 {
             true => self.encode_shared(arena, model, batch, members),
             false => Ok(false),
@@ -119,7 +119,7 @@ impl Cpu {
         let qkv = || Ok(RwLock::new(Rows::new(self.format, spec, Slot::Qkv, max_tokens)?));
         // Any number of members from two on may share a text, so each must hold half of one.
         let own = max_tokens.div_ceil(2);
-        let arenas = (0..self.team.members().min(MEMBERS_MAX)).map(|_| {
+        let arenas = (0..self.team.members()).map(|_| {
             Ok(Mutex::new(Arena::new(&self.kernels, self.format, spec, own, max_tokens)?))
         });
         Ok(Shares { arenas: arenas.collect::<Result<_, BackendError>>()?, qkv: [qkv()?, qkv()?] })

@@ -27,6 +27,9 @@ use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
 /// the 1 MiB of L2 that the smaller current server cores have.
 const BLOCK_BYTES: usize = 512 << 10;
 
+/// Most inputs of a weight in [`Format::Int8`]: so many products of 255 and 127 fit 32 bits.
+pub const INT8_INPUTS_MAX: usize = i32::MAX as usize / (255 * 127);
+
 /// A matrix to be packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearShape {
@@ -82,6 +85,8 @@ impl Linear {
         assert!(!shape.gated || shape.rows.is_multiple_of(2), "half of the rows gate: {shape:?}");
         assert_eq!(Some(weight.len()), shape.rows.checked_mul(shape.cols), "weights: {shape:?}");
         assert!(bias.is_none_or(|bias| bias.len() == shape.rows), "biases: {shape:?}");
+        let fits = format != Format::Int8 || shape.cols <= INT8_INPUTS_MAX;
+        assert!(fits, "sums of {} products of bytes", shape.cols);
         let panel = L::WIDTH * TILE_VECTORS;
         let columns = packed_columns::<L>(shape);
         let words = shape.cols.div_ceil(format.per_word());
