@@ -306,7 +306,7 @@ fn rows_of_bytes_are_their_definition() {
     }
 }
 
-/// The widest weight of bytes sums to the last number that 32 bits hold, and a wider one is refused.
+/// The widest weight of bytes sums to the last number that 32 bits hold; a wider one is refused.
 #[test]
 fn sums_of_bytes_do_not_overflow() {
     let cols = INT8_INPUTS_MAX;
