@@ -194,7 +194,8 @@ fn every_kernel_translates_to_sound_metal() {
     assert!(cooperative > 50, "{cooperative} cooperative kernels");
 }
 
-/// Vulkan's larger tiles have no Metal translation, and no device in CI: they must at least be valid.
+/// Vulkan's larger tiles have no Metal translation and no device in CI; they must at least be
+/// valid.
 #[test]
 fn every_kernel_of_larger_tiles_is_valid() {
     for tile in [8, 16] {

@@ -267,7 +267,7 @@ fn plain_score(relative: bool) -> &'static str {
         false => "return dot * p.scale;",
         true => {
             "// A key beyond the sequence is masked by the caller, and its entry may not exist.
-    let column = min(key, vec4<u32>(query + p.positions - 1u)) + p.positions - 1u - min(query, p.positions - 1u);
+    let column = key + (p.positions - 1u - min(query, p.positions - 1u));
     let at = head * (2u * p.positions - 1u) + min(column, vec4<u32>(2u * p.positions - 2u));
     return dot * p.scale + vec4<f32>(relative[at.x], relative[at.y], relative[at.z], relative[at.w]);"
         }

@@ -254,7 +254,7 @@ mod tests {
             let opened = Wgpu::open(api, 0, precision);
             let Some(wgpu) = opened.ok().filter(|wgpu| wgpu.gpu.tile.is_some()) else {
                 let message = "NOT RUN: no device that lists cooperative matrices for";
-                writeln!(std::io::stderr(), "wgpu: {message} {precision:?}").unwrap();
+                say(&format!("{message} {precision:?}"));
                 continue;
             };
             let tile = wgpu.tile.expect("the cooperative GEMM computes what the definition says");
@@ -295,12 +295,17 @@ mod tests {
         assert!(!agree(&wgpu, &right, &wrong));
     }
 
+    #[expect(clippy::explicit_write, reason = "what `eprintln` writes, the harness keeps")]
+    fn say(message: &str) {
+        writeln!(std::io::stderr(), "wgpu: {message}").unwrap();
+    }
+
     /// A device, or a line that says that there is none.
     fn device() -> Option<Wgpu> {
         match Wgpu::open(Api::Vulkan, 0, Precision::F32) {
             Ok(wgpu) => Some(wgpu),
             Err(error) => {
-                writeln!(std::io::stderr(), "wgpu: NOT RUN: {error}").unwrap();
+                say(&format!("NOT RUN: {error}"));
                 None
             }
         }
