@@ -33,8 +33,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the NVIDIA backend's tests as one binary. It needs the driver and `tests/golden` below its
-/// working directory, and nothing else.
+/// Builds the NVIDIA backend's tests as one binary. It needs the driver and `tests/golden` below
+/// its working directory, and nothing else.
 #[expect(clippy::print_stdout, reason = "a developer's tool talks to a terminal")]
 pub(crate) fn gpu_test(root: &Path) -> Result<()> {
     let args =

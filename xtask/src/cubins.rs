@@ -1,8 +1,8 @@
 //! The NVIDIA kernels as machine code: made here, committed, and checked by tidy.
 //!
 //! `cargo xtask cubins` compiles `kernels/*.cu` with nvcc (CUDA 13.0: newer ones would need newer
-//! drivers) for every architecture, and writes beside them one bundle per source and `cubins.tsv`: the
-//! hashes of what went in and came out, and each kernel's registers, stack and spills as ptxas
+//! drivers) for every architecture, and writes beside them one bundle per source and `cubins.tsv`:
+//! the hashes of what went in and came out, and each kernel's registers, stack and spills as ptxas
 //! reported them. A machine without nvcc can build and test everything else; what it checks of the
 //! kernels is that the bundles are those of these sources and that nothing hot spills.
 

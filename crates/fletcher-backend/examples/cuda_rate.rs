@@ -1,5 +1,5 @@
-//! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled vectors
-//! on the host, with random weights: the rates behind the speed claims.
+//! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled
+//! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--seconds S]
 //! [--profile ROWS]`

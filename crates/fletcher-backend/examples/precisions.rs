@@ -22,7 +22,7 @@ const SEQUENCES: usize = 256;
 
 fn open(folder: &str, precision: Precision, threads: usize) -> Result<Embedder, Error> {
     let model = Model::open(&ModelFolder::open(folder)?, Default::default())?;
-    let config = EmbedderConfig { threads, batch_tokens: 0 };
+    let config = EmbedderConfig { threads, ..EmbedderConfig::default() };
     Ok(Embedder::new(model, Cpu::new(threads).with_precision(precision)?, config)?)
 }
 

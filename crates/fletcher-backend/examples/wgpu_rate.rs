@@ -41,7 +41,7 @@ fn main() -> Result<(), Error> {
     };
     let threads = option("--threads").unwrap_or(0);
     let batch_tokens = option("--batch-tokens").unwrap_or(0);
-    let config = EmbedderConfig { threads, batch_tokens };
+    let config = EmbedderConfig { threads, batch_tokens, ..Default::default() };
     let embedder = registry::open(device, precision, model, config)?;
     let opened = opened.elapsed().as_secs_f64();
     let vectors = embedder.embed_ids(&sequences(8, tokens))?;

@@ -157,7 +157,8 @@ pub fn open(
             Embedder::new(model, Reference, config)
         }
         DeviceChoice::Cuda { index } => {
-            let options = CudaOptions { index, precision, ..CudaOptions::default() };
+            let memory_bytes = config.device_memory;
+            let options = CudaOptions { index, precision, memory_bytes, ..Default::default() };
             Embedder::new(model, Cuda::open(options)?, config)
         }
         DeviceChoice::Vulkan { index } => {

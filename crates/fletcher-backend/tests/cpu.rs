@@ -137,7 +137,7 @@ fn batch_invariance() {
                 let open = |threads, batch_tokens| {
                     let cpu = Cpu::with_kernels(Kernels::for_isa(isa).unwrap(), threads);
                     let cpu = cpu.with_precision(precision).unwrap();
-                    let config = EmbedderConfig { threads, batch_tokens };
+                    let config = EmbedderConfig { threads, batch_tokens, ..Default::default() };
                     Embedder::new(golden.model(), cpu, config).unwrap()
                 };
                 let bits = |embedder: &Embedder, rows: &[&[u32]]| -> Vec<u32> {

@@ -1,7 +1,7 @@
 //! The NVIDIA backend against the reference and against `transformers`, in each number format.
 //!
-//! Without a card every test here says so and passes. `cargo xtask gpu-test` builds this file as one
-//! binary that a machine with a card and no toolchain can run in a copy of the tree.
+//! Without a card every test here says so and passes. `cargo xtask gpu-test` builds this file as
+//! one binary that a machine with a card and no toolchain can run in a copy of the tree.
 
 mod common;
 
@@ -106,7 +106,7 @@ fn rows_keep_their_vectors() {
         let Some(cuda) = with(Precision::Auto) else { return };
         let sequences: Vec<&[u32]> = golden.sequences.iter().map(|s| &s[..]).collect();
         let many: Vec<&[u32]> = (0..997).map(|i| sequences[i * 31 % sequences.len()]).collect();
-        let config = EmbedderConfig { threads: 4, batch_tokens: 301 };
+        let config = EmbedderConfig { threads: 4, batch_tokens: 301, ..Default::default() };
         let embedder = Embedder::new(golden.model(), cuda, config).unwrap();
         let alone = embedder.embed_ids(&sequences).unwrap();
         let found = embedder.embed_ids(&many).unwrap();

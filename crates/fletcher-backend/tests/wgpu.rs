@@ -110,7 +110,8 @@ fn batches_do_not_matter() {
         {
             let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
             let options = EmbedOptions::default();
-            let config = |batch_tokens| EmbedderConfig { threads: 2, batch_tokens };
+            let config =
+                |batch_tokens| EmbedderConfig { threads: 2, batch_tokens, ..Default::default() };
             let one = Embedder::new(golden.model(), backend.clone(), config(1)).unwrap();
             let all = Embedder::new(golden.model(), backend.clone(), config(4096)).unwrap();
             let (one, all) =

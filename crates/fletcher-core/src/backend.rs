@@ -6,8 +6,8 @@
 //! [`PackedBatch`]. No padded batch exists, and no operation allocates.
 //!
 //! Composites ([`Backend::attention_block`], [`Backend::feed_forward_block`], [`Backend::layer`],
-//! [`Backend::encode`]) have default bodies, which are the readable definition of the network. A backend may override
-//! one with a fused kernel; the default body is then its test oracle.
+//! [`Backend::encode`]) have default bodies, which are the readable definition of the network. A
+//! backend may override one with a fused kernel; the default body is then its test oracle.
 //!
 //! Who guarantees what: the caller passes batches that fit the arena ([`Backend::plan`]) and ids
 //! below the vocabulary (`Embedder` checks both); a backend reports failures of its device as
@@ -232,6 +232,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize;
     /// How many arenas can usefully run at the same time.
     fn workers(&self) -> usize;
+    /// The same for a model of which more is known.
+    fn arenas(&self, _spec: &EncoderSpec) -> usize {
+        self.workers()
+    }
     /// How many threads should prepare and finish their work, when the user names no number.
     fn threads(&self) -> usize {
         self.workers()

@@ -12,6 +12,7 @@ mod stages;
 pub use stages::{Clock, StageTimes};
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -35,6 +36,8 @@ pub struct EmbedderConfig {
     pub threads: usize,
     /// Tokens per block; 0 lets the backend say. A longer text gets a block of its own.
     pub batch_tokens: usize,
+    /// Most bytes to take of a GPU's memory; 0 for all there are.
+    pub device_memory: usize,
 }
 
 /// How to embed one call's texts.
@@ -154,18 +157,23 @@ trait Engine: Send + Sync {
 struct Loaded<B: Backend> {
     encoder: Encoder<B>,
     arenas: Vec<Mutex<B::Arena>>,
+    /// Counts calls that no worker makes.
+    turn: AtomicUsize,
 }
 
 impl<B: Backend> Loaded<B> {
     /// Runs `work` in the worker's arena, or in the first free one.
     fn with_arena<R>(&self, worker: Option<usize>, work: impl FnOnce(&mut B::Arena) -> R) -> R {
-        let free = self.arenas.iter().find_map(|arena| arena.try_lock().ok());
-        let guard = match (worker, free) {
-            (None, Some(free)) => Ok(free),
-            (worker, free) => {
-                drop(free);
-                self.arenas[worker.unwrap_or(0) % self.arenas.len()].lock()
-            }
+        let count = self.arenas.len();
+        // Calls without a worker wait in turn at one arena after the other.
+        let at = worker.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed)) % count;
+        let free = || {
+            let from_here = self.arenas[at..].iter().chain(&self.arenas[..at]);
+            from_here.into_iter().find_map(|arena| arena.try_lock().ok())
+        };
+        let guard = match if worker.is_none() { free() } else { None } {
+            Some(free) => Ok(free),
+            None => self.arenas[at].lock(),
         };
         // A panic in another call leaves an arena in any state, but each batch rewrites what it
         // reads, so the arena is still good.
@@ -253,7 +261,7 @@ impl Embedder {
             tokens => tokens,
         };
         let arena_tokens = preferred.max(model.max_tokens());
-        let arenas = (0..threads.min(backend.workers()).max(1))
+        let arenas = (0..threads.min(backend.arenas(&spec)).max(1))
             .map(|_| backend.plan(&spec, arena_tokens).map(Mutex::new))
             .collect::<Result<Vec<_>, _>>()?;
         let least_tokens = backend.least_tokens();
@@ -263,7 +271,7 @@ impl Embedder {
             .thread_name(|index| format!("fletcher-{index}"))
             .build()
             .map_err(|e| BackendError::Device { device: "cpu".into(), message: e.to_string() })?;
-        let engine = Box::new(Loaded { encoder, arenas });
+        let engine = Box::new(Loaded { encoder, arenas, turn: AtomicUsize::new(0) });
         let clock = StageClock::default();
         Ok(Self { model, engine, workers, block_tokens: preferred, least_tokens, clock })
     }

@@ -52,6 +52,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, default_value = Precision::Auto.name(), env = "FLETCHER_PRECISION", value_parser = precision())]
     pub(crate) precision: Precision,
 
+    /// Most MiB to take of a GPU's memory [default: what is free]
+    #[arg(long, value_name = "MIB", env = "FLETCHER_DEVICE_MEMORY", value_parser = at_least_one)]
+    pub(crate) device_memory: Option<usize>,
+
     /// Worker threads [default: what the cgroup quota and the CPU set allow]
     #[arg(long, value_name = "N", env = "FLETCHER_THREADS", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,

@@ -1,7 +1,7 @@
 //! Opening the model that the user named: from the binary, a folder, or the hub.
 
 use bytes::Bytes;
-use fletcher_backend::registry;
+use fletcher_backend::{DeviceChoice, registry};
 use fletcher_core::ModelError;
 use fletcher_core::embedder::Embedder;
 use fletcher_core::model::{Model, ModelFiles};
@@ -29,9 +29,16 @@ pub(crate) fn open(config: &ModelConfig) -> Result<Model, Failure> {
     })
 }
 
-/// Opens the model and loads it on the device.
+/// Opens the model and loads it on the device; says which, if the user left the choice.
+#[expect(clippy::print_stderr, reason = "a choice that was made for the user is told")]
 pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
     let model = open(config)?;
+    if config.device == DeviceChoice::Auto {
+        let chosen = registry::resolve(config.device);
+        if chosen != DeviceChoice::Cpu {
+            eprintln!("fletcher: computing on {chosen} (--device auto)");
+        }
+    }
     Ok(registry::open(config.device, config.precision, model, config.embedder)?)
 }
 

@@ -147,7 +147,8 @@ impl Limits {
 }
 
 impl Device {
-    /// Makes the card's context. At most `memory_limit` bytes will be allocated; 0 for all there are.
+    /// Makes the card's context. At most `memory_limit` bytes will be allocated; 0 for all there
+    /// are.
     pub(super) fn open(index: usize, memory_limit: usize) -> Result<Arc<Self>, String> {
         let (handle, limits) = Limits::of(index)?;
         let mut context = ptr::null_mut();

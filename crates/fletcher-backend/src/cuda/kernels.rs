@@ -80,21 +80,29 @@ pub(super) struct HopperLinear {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HopperTile {
     pub(super) width: usize,
-    /// Whether a block's two warpgroups take turns at tiles instead of sharing each.
-    pub(super) turns: bool,
+    pub(super) way: Way,
     /// Of shared memory.
     stages: usize,
+}
+
+/// How tiles are shared out; the names are those of the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A block's two warpgroups share each tile.
+    Shared,
+    /// They take turns at tiles.
+    Turns,
 }
 
 /// Widths that tensor maps of weights are made for.
 pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
 /// The variants of the linear layer for Hopper.
 pub(super) const HOPPER_TILES: [HopperTile; 5] = [
-    HopperTile { width: 64, turns: false, stages: 8 },
-    HopperTile { width: 128, turns: false, stages: 6 },
-    HopperTile { width: 192, turns: false, stages: 5 },
-    HopperTile { width: 256, turns: false, stages: 4 },
-    HopperTile { width: 128, turns: true, stages: 6 },
+    HopperTile { width: 64, way: Way::Shared, stages: 8 },
+    HopperTile { width: 128, way: Way::Shared, stages: 6 },
+    HopperTile { width: 192, way: Way::Shared, stages: 5 },
+    HopperTile { width: 256, way: Way::Shared, stages: 4 },
+    HopperTile { width: 128, way: Way::Turns, stages: 6 },
 ];
 
 impl Kernels {
@@ -128,7 +136,10 @@ impl Kernels {
                     // Stages of both operands, and 16 padded rows of 64 columns for each warp.
                     let shared_bytes = tile.stages * (TILE + tile.width) * 128 + 8 * 16 * 144;
                     let kernel = |epilogue: &str| {
-                        let way = if tile.turns { "turns" } else { "shared" };
+                        let way = match tile.way {
+                            Way::Shared => "shared",
+                            Way::Turns => "turns",
+                        };
                         let (width, format) = (tile.width, format.name());
                         let name = format!("hopper_{epilogue}_{way}{width}_{format}");
                         module.kernel(&name, shared_bytes)

@@ -1,9 +1,10 @@
 //! NVIDIA cards, through the driver alone.
 //!
-//! The kernels are compiled ahead (`kernels/*.cu`, `cargo xtask cubins`) and embedded as machine code
-//! for compute capability 8.0 to 12.x; a machine needs the driver and nothing else. Weights and
-//! activations are f16 unless `--precision` says otherwise, sums, norms and softmax f32; with f32,
-//! products are split so that they keep f32's accuracy on the tensor cores. GELU is the exact one.
+//! The kernels are compiled ahead (`kernels/*.cu`, `cargo xtask cubins`) and embedded as machine
+//! code for compute capability 8.0 to 12.x; a machine needs the driver and nothing else. Weights
+//! and activations are f16 unless `--precision` says otherwise, sums, norms and softmax f32; with
+//! f32, products are split so that they keep f32's accuracy on the tensor cores. GELU is the exact
+//! one.
 //!
 //! An [`Arena`] is a stream with its buffers. Several work at the same time, each driven by one
 //! worker thread that prepares the next batch while the card works on the others' batches. A small

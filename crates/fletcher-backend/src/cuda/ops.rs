@@ -14,7 +14,7 @@ use super::device::{DeviceBuffer, Grid, Matrix};
 use super::kernels::{
     AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
     HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
-    RotaryArguments, TILE, WidenArguments, tiled_shared,
+    RotaryArguments, TILE, Way, WidenArguments, tiled_shared,
 };
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 
@@ -23,12 +23,12 @@ use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
 const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
-/// Dividing less than this between workers costs more launches than it saves time.
-const SMALLEST_BLOCK_TOKENS: usize = 4096;
+/// Dividing less than this between arenas costs more in narrow products than it saves in time.
+const SMALLEST_BLOCK_TOKENS: usize = 16_384;
 
-/// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what it
-/// costs beside another tile's products. Fitted to the times of every variant on the shapes of MiniLM
-/// and BERT base at 2,048 to 65,536 tokens: the choice is within 4 % of the best of them.
+/// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what
+/// it costs beside another tile's products. Fitted to the times of every variant on the shapes of
+/// MiniLM and BERT base at 2,048 to 65,536 tokens: the choice is within 4 % of the best of them.
 const EPILOGUE_STEPS: usize = 5;
 const EPILOGUE_STEPS_BESIDE: usize = 3;
 
@@ -78,8 +78,11 @@ impl Cuda {
         // Rounds of tiles times the time of one, in columns of products of one step.
         let steps = op.weight.cols.div_ceil(64);
         let cost = |&at: &usize| {
-            let HopperTile { width, turns, .. } = HOPPER_TILES[at];
-            let epilogue = if turns { EPILOGUE_STEPS_BESIDE } else { EPILOGUE_STEPS };
+            let HopperTile { width, way, .. } = HOPPER_TILES[at];
+            let epilogue = match way {
+                Way::Shared => EPILOGUE_STEPS,
+                Way::Turns => EPILOGUE_STEPS_BESIDE,
+            };
             tiles(width).div_ceil(multiprocessors) * width * (steps + epilogue)
         };
         let wanted = |at: &usize| self.tile.is_none_or(|only| only == *at);
@@ -91,9 +94,11 @@ impl Cuda {
             Epilogue::Activate(Activation::GeluErf) => kernels.gelu,
             Epilogue::Activate(_) | Epilogue::Gate(_) => return None,
         };
+        let width = HOPPER_TILES[at].width;
+        let blocks = tiles(width).min(multiprocessors);
         let arguments = HopperArguments {
             x: arena.map(op.input)?,
-            w: maps[HOPPER_WIDTHS.iter().position(|&width| width == HOPPER_TILES[at].width)?],
+            w: maps[HOPPER_WIDTHS.iter().position(|&other| other == width)?],
             bias: address(&op.weight.bias),
             y: arena.slot(op.output),
             batch: arena.batch.address(),
@@ -102,7 +107,6 @@ impl Cuda {
             columns: columns as i32,
             stride: columns as i32,
         };
-        let blocks = tiles(HOPPER_TILES[at].width).min(multiprocessors);
         let shared_bytes = kernels.shared_bytes;
         let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };
         // SAFETY: `HopperLinearArgs`; the maps are of the slot and the weight, and the output slot
@@ -123,12 +127,21 @@ impl Backend for Cuda {
         let wanted = small::preferred_tokens(self, spec).unwrap_or(BLOCK_TOKENS);
         // Half of what is free: the weights are not there yet when the arenas are planned.
         let free = self.device.memory_free().unwrap_or(0) / 2;
-        let fitting = free / (self.workers * Arena::bytes_per_token(spec, self.format));
+        let fitting = free / (self.arenas(spec) * Arena::bytes_per_token(spec, self.format));
         wanted.min(fitting).max(BLOCK_TOKENS_MIN)
     }
 
     fn workers(&self) -> usize {
         self.workers
+    }
+
+    /// A small encoder's batches are a few blocks each, and many fill the card. The others' operations
+    /// fill it alone: a second arena hides the host's part, and more would only share the L2 cache.
+    fn arenas(&self, spec: &EncoderSpec) -> usize {
+        match small::preferred_tokens(self, spec) {
+            Some(_) => self.workers,
+            None => self.workers.min(2),
+        }
     }
 
     fn threads(&self) -> usize {

@@ -22,7 +22,7 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 pub(crate) fn embedder(name: &str, device: DeviceChoice) -> Embedder {
     let files = ModelFolder::open(golden(name)).expect("a golden folder");
     let model = Model::open(&files, Default::default()).expect("a golden model");
-    let config = fletcher_core::embedder::EmbedderConfig { threads: 2, batch_tokens: 0 };
+    let config = fletcher_core::embedder::EmbedderConfig { threads: 2, ..Default::default() };
     registry::open(device, Precision::F32, model, config).expect("a device")
 }
 

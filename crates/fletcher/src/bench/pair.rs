@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `{"set": NAME, "ids": [[…], …]}` or `{"set": NAME, "texts": […]}` | `{"rows": N}` |
 //! | `{"run": NAME}` | `{"seconds": S}`: all rows once |
+//! | `{"run": NAME, "clients": N}` | the same with N batches of ids in flight; 1: one after the other |
 //! | `{"one": NAME}` | `{"ms": […]}`: each row of texts alone, in order |
 //! | `{"vectors": NAME}` | `{"rows": N, "dim": D}`, then N × D little-endian f32 |
 //! | `{"memory": true}` | resident, anonymous and peak MiB |
@@ -36,6 +37,7 @@ enum Request {
     },
     Run {
         run: String,
+        clients: Option<usize>,
     },
     One {
         one: String,
@@ -98,10 +100,10 @@ fn answer(
             let rows = texts.len();
             set(inputs, name, Input::Texts(texts), rows)
         }
-        Request::Run { run } => {
+        Request::Run { run, clients } => {
             let start = Instant::now();
             match find(&run)? {
-                Input::Ids(ids) => workload.batches(ids)?,
+                Input::Ids(ids) => workload.batches(ids, clients)?,
                 Input::Texts(texts) => drop(workload.chunks(texts, options)?),
             }
             plain(json!({"seconds": start.elapsed().as_secs_f64()}))

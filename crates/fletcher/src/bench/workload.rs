@@ -127,15 +127,19 @@ impl Workload<'_> {
     /// Runs sizes from the smallest to the largest, after a warm-up that is not counted.
     pub(crate) fn sizes(&self, sizes: &[usize]) -> Result<Vec<SizeRun>, Failure> {
         let sequences = self.sequences();
-        self.stream(&sequences, Until::Rows(4 * self.batch_rows), |_| {})?;
-        sizes.iter().map(|&rows| self.stream(&sequences, Until::Rows(rows), |_| {})).collect()
+        let clients = self.clients();
+        self.stream(&sequences, (Until::Rows(4 * self.batch_rows), clients), |_| {})?;
+        sizes
+            .iter()
+            .map(|&rows| self.stream(&sequences, (Until::Rows(rows), clients), |_| {}))
+            .collect()
     }
 
     /// Runs for a time and watches the memory.
     pub(crate) fn soak(&self, duration: Duration) -> Result<SoakRun, Failure> {
         let sequences = self.sequences();
         let mut resident_mib = Vec::new();
-        let run = self.stream(&sequences, Until::Time(duration), |second| {
+        let run = self.stream(&sequences, (Until::Time(duration), self.clients()), |second| {
             if second > resident_mib.len() {
                 resident_mib.extend(Memory::now().map(|memory| memory.resident_mib));
             }
@@ -153,7 +157,7 @@ impl Workload<'_> {
     fn stream(
         &self,
         sequences: &[Vec<u32>],
-        until: Until,
+        (until, clients): (Until, usize),
         each_second: impl FnMut(usize) + Send,
     ) -> Result<SizeRun, Failure> {
         let before = self.embedder.stage_times();
@@ -183,7 +187,7 @@ impl Workload<'_> {
                 (done.2)(start.elapsed().as_secs() as usize);
             }
         };
-        in_parallel(self.clients(), &client)?;
+        in_parallel(clients, &client)?;
         let seconds = start.elapsed().as_secs_f64();
         let (timeline, rows, _) =
             done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -205,7 +209,9 @@ impl Workload<'_> {
     /// Enough batches in flight for all workers, and one more.
     fn clients(&self) -> usize {
         let needed = self.embedder.threads() * self.embedder.block_tokens();
-        needed.div_ceil(self.batch_rows * self.tokens) + 1
+        // More threads than these would only wait: a GPU's blocks are thousands of rows.
+        let most = 2 * self.embedder.threads();
+        needed.div_ceil(self.batch_rows * self.tokens).min(most) + 1
     }
 
     /// Texts end to end: in chunks as in a bulk run, two in flight.
@@ -245,8 +251,13 @@ impl Workload<'_> {
     }
 
     /// Embeds the caller's sequences once, in batches.
-    pub(crate) fn batches(&self, sequences: &[Vec<u32>]) -> Result<(), Failure> {
-        self.stream(sequences, Until::Rows(sequences.len()), |_| {})?;
+    pub(crate) fn batches(
+        &self,
+        sequences: &[Vec<u32>],
+        clients: Option<usize>,
+    ) -> Result<(), Failure> {
+        let clients = clients.unwrap_or_else(|| self.clients()).max(1);
+        self.stream(sequences, (Until::Rows(sequences.len()), clients), |_| {})?;
         Ok(())
     }
 

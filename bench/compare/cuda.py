@@ -1,0 +1,221 @@
+"""Fletcher beside PyTorch on one NVIDIA card, in one run, on the same weights and ids.
+
+    cargo build --release -p fletcher
+    python cuda.py FLETCHER [--record FILE] [--shapes bert-tiny,minilm-l6,bert-base]
+
+FLETCHER is the program. Three BERT shapes get random weights, written as model folders with the
+tokenizer of the golden checkpoints (no text is tokenised). Both sides get ids of 64 tokens on the
+host and give mean-pooled, normalised f32 vectors on the host. The peers are transformers in f16 with
+SDPA attention: eager, replayed as a CUDA graph, and compiled by torch.compile. Fletcher runs in f16,
+its default. Rounds alternate; the medians are compared. Vectors are checked first: Fletcher's against
+transformers in f32, by the least cosine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import torch  # noqa: E402
+from transformers import BertConfig, BertModel  # noqa: E402
+
+GOLDEN = Path("tests/golden/bert")
+TOKENS = 64
+SHAPES = {
+    "bert-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+    "minilm-l6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+
+
+def flops(shape: dict) -> float:
+    """Operations of one sequence; a multiply-add is two."""
+    d, inner = shape["hidden_size"], shape["intermediate_size"]
+    return shape["num_hidden_layers"] * TOKENS * (2 * (4 * d * d + 2 * d * inner) + 4 * TOKENS * d)
+
+
+def write_model(folder: Path, shape: dict) -> None:
+    torch.manual_seed(20240601)
+    config = BertConfig(vocab_size=30522, max_position_embeddings=512, **shape)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "modules.json"):
+        shutil.copy(GOLDEN / name, folder / name)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 512, "do_lower_case": False}))
+    pooling = json.loads((GOLDEN / "1_Pooling/config.json").read_text())
+    for key in ("word_embedding_dimension", "embedding_dimension"):
+        if key in pooling:
+            pooling[key] = shape["hidden_size"]
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self, bert: BertModel) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weight).sum(1) / weight.sum(1)
+        return torch.nn.functional.normalize(mean.float(), dim=-1)
+
+
+def load(folder: Path, dtype: torch.dtype) -> Pooled:
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=dtype)
+    return Pooled(bert).cuda().eval()
+
+
+def graphed(model: Pooled, batch: int):
+    ids = torch.randint(1000, 30000, (batch, TOKENS), device="cuda")
+    mask = torch.ones_like(ids)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model(ids, mask)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model(ids, mask)
+
+    def call(new_ids: torch.Tensor, new_mask: torch.Tensor) -> torch.Tensor:
+        ids.copy_(new_ids)
+        mask.copy_(new_mask)
+        graph.replay()
+        return out
+
+    return call
+
+
+def peer_rate(call, batch: int, seconds: float) -> float:
+    ids = torch.randint(1000, 30000, (batch, TOKENS)).pin_memory()
+    mask = torch.ones_like(ids).pin_memory()
+    for _ in range(3):
+        call(ids.cuda(non_blocking=True), mask.cuda(non_blocking=True)).cpu()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        call(ids.cuda(non_blocking=True), mask.cuda(non_blocking=True)).cpu()
+        done += batch
+    return done / (time.perf_counter() - start)
+
+
+class Fletcher:
+    """`fletcher bench --pair`, spoken to over pipes."""
+
+    def __init__(self, program: str, folder: Path, batch: int) -> None:
+        self.command = [program, "bench", "--pair", "-m", str(folder), "--device", "cuda", "--precision", "f16",
+                        "--batch-size", str(batch)]
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, request: dict) -> dict:
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def set(self, name: str, ids: list[list[int]]) -> None:
+        self.ask({"set": name, "ids": ids})
+
+    def rate(self, name: str, rows: int, seconds: float, **clients: int) -> float:
+        self.ask({"run": name, **clients})
+        done, spent = 0, 0.0
+        while spent < seconds:
+            spent += self.ask({"run": name, **clients})["seconds"]
+            done += rows
+        return done / spent
+
+    def vectors(self, name: str) -> torch.Tensor:
+        head = self.ask({"vectors": name})
+        data = self.process.stdout.read(head["rows"] * head["dim"] * 4)
+        return torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(head["rows"], head["dim"])
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("fletcher")
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    args = parser.parse_args()
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "card": torch.cuda.get_device_name(),
+        "cpus": os.cpu_count(),
+        "torch": torch.__version__,
+        "command": "bench/compare/cuda.py FLETCHER --shapes " + args.shapes,
+        "shapes": {},
+    }
+    for name in args.shapes.split(","):
+        shape, scratch = SHAPES[name], tempfile.TemporaryDirectory()
+        folder = Path(scratch.name)
+        write_model(folder, shape)
+        half = load(folder, torch.float16)
+        result = record["shapes"][name] = {"flop_per_sequence": flops(shape), "batches": {}}
+        with torch.inference_mode():
+            exact = load(folder, torch.float32)
+            draw = torch.randint(1000, 30000, (256, TOKENS))
+            ours = Fletcher(args.fletcher, folder, 32)
+            ours.set("check", draw.tolist())
+            mask = torch.ones_like(draw).cuda()
+            expected = exact(draw.cuda(), mask).cpu()
+            torchs = half(draw.cuda(), mask).cpu()
+            cosine = torch.nn.functional.cosine_similarity
+            result["least_cosine_to_f32"] = {
+                "fletcher f16": cosine(ours.vectors("check").double(), expected.double()).min().item(),
+                "torch f16": cosine(torchs.double(), expected.double()).min().item(),
+            }
+            del exact
+            ours.close()
+            large = 8192 if name == "bert-tiny" else 1024
+            for batch in (32, 1024, large) if large != 1024 else (32, 1024):
+                peers = {"torch eager": half, "torch graph": graphed(half, batch)}
+                if not args.no_compile and batch <= 1024:
+                    torch._dynamo.reset()
+                    peers["torch compile"] = torch.compile(half, mode="reduce-overhead", dynamic=False)
+                ours = Fletcher(args.fletcher, folder, batch)
+                many = max(16384, 4 * batch)
+                ours.set("many", torch.randint(1000, 30000, (many, TOKENS)).tolist())
+                rates = {}
+                for _ in range(args.rounds):
+                    for peer, call in peers.items():
+                        rates.setdefault(peer, []).append(peer_rate(call, batch, args.seconds))
+                    alone = ours.rate("many", many, args.seconds, clients=1)
+                    rates.setdefault("fletcher, one batch at a time", []).append(alone)
+                    rates.setdefault("fletcher, batches in flight", []).append(ours.rate("many", many, args.seconds))
+                ours.close()
+                medians = {peer: round(statistics.median(all_rates)) for peer, all_rates in rates.items()}
+                best = max(rate for peer, rate in medians.items() if peer.startswith("torch"))
+                result["batches"][batch] = {
+                    "vectors_per_second": medians,
+                    "spread": {peer: [round(min(r)), round(max(r))] for peer, r in rates.items()},
+                    "ratio_to_best_torch": {
+                        peer: round(rate / best, 2) for peer, rate in medians.items() if peer.startswith("fletcher")
+                    },
+                    "fletcher_tflops": round(medians["fletcher, batches in flight"] * flops(shape) / 1e12, 1),
+                }
+                print(name, batch, json.dumps(result["batches"][batch]), flush=True)
+        print(name, json.dumps(result["least_cosine_to_f32"]), flush=True)
+        scratch.cleanup()
+        if args.record:
+            args.record.write_text(json.dumps(record, indent=1) + "\n")
+
+
+main()
