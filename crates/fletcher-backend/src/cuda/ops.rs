@@ -135,8 +135,9 @@ impl Backend for Cuda {
         self.workers
     }
 
-    /// A small encoder's batches are a few blocks each, and many fill the card. The others' operations
-    /// fill it alone: a second arena hides the host's part, and more would only share the L2 cache.
+    /// A small encoder's batches are a few blocks each, and many fill the card. The others'
+    /// operations fill it alone: a second arena hides the host's part, and more would only share
+    /// the L2 cache.
     fn arenas(&self, spec: &EncoderSpec) -> usize {
         match small::preferred_tokens(self, spec) {
             Some(_) => self.workers,
