@@ -33,9 +33,6 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     let model_config = ModelConfig::resolve(&args.model);
     let config = server_config(&args)?;
     let embedder = model::load(&model_config)?;
-    if model_config.model == model::DEFAULT {
-        tracing::warn!("{}", model::EMBEDDED_NOTICE);
-    }
     let text = config::embed_options(&args.text);
     let service = Service::start(
         embedder,
