@@ -161,7 +161,7 @@ def show_lengths(encoders: list[Encoder], passages: list[str], draw: random.Rand
     tokenizer.no_truncation()
     rows = []
     for tokens in [1, 8, 64, 256, 510]:
-        texts = texts_of_length(tokenizer, passages, tokens, 400, draw)
+        texts = texts_of_length(tokenizer, passages, tokens, 200, draw)
         pairs = np.triu_indices(len(texts), 1)
         theirs = teacher.encode(texts)
         theirs = (theirs @ theirs.T)[pairs]
@@ -214,7 +214,7 @@ def main() -> None:
     words = word_search(args.wordnet, trained, args.seed)
     show_search([manual_search(args.manuals, trained), words, opening_search(held_out)], encoders, args.seed)
 
-    print("Similarities of all pairs of 400 texts, against the teacher's\n")
+    print("Similarities of all pairs of 200 texts, against the teacher's\n")
     show_lengths(encoders, held_out, draw)
 
     print("Cosine of a text's vector with that of the changed text: mean (5th percentile)\n")

@@ -261,7 +261,8 @@ def main() -> None:
     clock.say("map of the teacher's space")
     by_width = [source.whole(part, 510 if at == 0 else 126) for at, part in enumerate(split_by_length(source, 126))]
     originals = pools.label(source, teacher, leaves, by_width)
-    short = torch.cat([pools.embed(teacher, pools.with_special(source.whole(part, 62))) for part in torch.arange(len(whole), device=device).split(1 << 17)])
+    parts = torch.arange(len(whole), device=device).split(1 << 17)
+    short = torch.cat([pools.embed(teacher, pools.with_special(source.whole(part, 62))) for part in parts])
     order = torch.argsort(leaves.of(short.float()) + source.rand(len(short)))
     clock.say("passages labelled")
 

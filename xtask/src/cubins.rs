@@ -30,6 +30,7 @@ const SPILLS: [(&str, u32); 2] = [("attention_plain_f32", 4), ("fused_1_", 40)];
 
 /// Compiles all bundles and writes the report.
 #[expect(clippy::print_stderr, reason = "a developer's tool talks to a terminal")]
+#[expect(clippy::disallowed_methods, reason = "a developer's tool; not the program")]
 pub(crate) fn run(root: &Path) -> Result<()> {
     let folder = root.join(FOLDER);
     let nvcc = std::env::var_os("NVCC").unwrap_or_else(|| "nvcc".into());

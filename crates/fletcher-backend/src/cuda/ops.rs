@@ -198,7 +198,7 @@ impl Backend for Cuda {
     ) -> Result<Norm, BackendError> {
         let padding = std::iter::repeat_n(0.0, stride(scale.len()) - scale.len());
         let padded = |values: &[f32]| {
-            let values = values.to_vec().into_iter().chain(padding.clone());
+            let values = values.iter().copied().chain(padding.clone());
             self.upload_floats(values, "the weights")
         };
         let bias = bias.map(padded).transpose()?;
