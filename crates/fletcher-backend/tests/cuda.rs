@@ -3,6 +3,8 @@
 //! Without a card every test here says so and passes. `cargo xtask gpu-test` builds this file as
 //! one binary that a machine with a card and no toolchain can run in a copy of the tree.
 
+#![expect(clippy::print_stderr, reason = "a test says when it could not run, and how near it came")]
+
 mod common;
 
 use fletcher_backend::cuda::{Cuda, CudaOptions};
@@ -18,7 +20,6 @@ const FORMATS: [(Precision, f64, f64); 3] = [
     (Precision::Bf16, 5e-1, 0.99),
 ];
 
-#[expect(clippy::print_stderr, reason = "a test that could not run has to say so")]
 fn open(options: CudaOptions) -> Option<Cuda> {
     match Cuda::describe() {
         Ok(_) => Some(Cuda::open(options).unwrap()),

@@ -295,7 +295,6 @@ mod tests {
         assert!(!agree(&wgpu, &right, &wrong));
     }
 
-    #[expect(clippy::explicit_write, reason = "what `eprintln` writes, the harness keeps")]
     fn say(message: &str) {
         writeln!(std::io::stderr(), "wgpu: {message}").unwrap();
     }
