@@ -136,7 +136,7 @@ fn batch_invariance() {
             for (precision, _) in PRECISIONS {
                 let open = |threads, batch_tokens| {
                     let cpu = Cpu::with_kernels(Kernels::for_isa(isa).unwrap(), threads);
-                    let cpu = cpu.with_precision(precision).unwrap();
+                    let cpu = cpu.with_precision(precision).unwrap().sharing_small_texts();
                     let config = EmbedderConfig { threads, batch_tokens, ..Default::default() };
                     Embedder::new(golden.model(), cpu, config).unwrap()
                 };

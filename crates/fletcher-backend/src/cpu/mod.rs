@@ -34,6 +34,8 @@ pub struct Cpu {
     threads: usize,
     /// Who shares a text that is alone.
     team: Arc<Team>,
+    /// Whether a text is shared however little there is to do for it.
+    shares_small: bool,
     /// Batches on their way through the encoder.
     active: Arc<AtomicUsize>,
 }
@@ -52,7 +54,7 @@ impl Cpu {
         let allowed = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { allowed() } else { threads };
         let (team, active) = (Arc::new(Team::new(threads.min(split::MEMBERS_MAX))), Arc::default());
-        Self { kernels, format: Format::F32, threads, team, active }
+        Self { kernels, format: Format::F32, threads, team, shares_small: false, active }
     }
 
     /// The same in another number format. `auto` is f32: the CPU never trades a vector's digits for
@@ -71,6 +73,12 @@ impl Cpu {
             }
         };
         Ok(Self { format, ..self })
+    }
+
+    /// The same, but even a text that is not worth waking another core for is shared by all. The
+    /// vectors are the same; tests on small models need it to see that.
+    pub fn sharing_small_texts(self) -> Self {
+        Self { shares_small: true, ..self }
     }
 
     /// What `fletcher info` says of this machine's CPU.
