@@ -24,10 +24,10 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU kernels.
     Cpu,
-    /// An NVIDIA card, counted from 0.
+    /// NVIDIA cards, which share the work.
     Cuda {
-        /// The driver's number of the card.
-        index: usize,
+        /// Which.
+        cards: Cards,
     },
     /// A GPU through Vulkan, counted from 0.
     Vulkan {
@@ -40,9 +40,57 @@ pub enum DeviceChoice {
     Reference,
 }
 
+/// Some of up to 64 cards, or all that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cards(u64);
+
+impl Cards {
+    /// All that the driver has.
+    pub const ALL: Cards = Cards(u64::MAX);
+    /// Cards are counted from 0 to below this.
+    const MOST: usize = 64;
+
+    /// One card alone.
+    ///
+    /// # Panics
+    /// If its number is 64 or more.
+    pub fn one(index: usize) -> Self {
+        assert!(index < Self::MOST, "cards have numbers below {}", Self::MOST);
+        Cards(1 << index)
+    }
+
+    /// `all`, or numbers with commas between them, none twice.
+    fn parse(text: &str) -> Option<Self> {
+        if text == "all" {
+            return Some(Self::ALL);
+        }
+        text.split(',').try_fold(Cards(0), |Cards(set), index| {
+            let card = Some(index.parse().ok()?).filter(|&index: &usize| index < Self::MOST)?;
+            (set & (1 << card) == 0).then_some(Cards(set | (1 << card)))
+        })
+    }
+
+    /// Their numbers, of `count` that the driver has if all are meant.
+    fn indices(self, count: usize) -> Vec<usize> {
+        let last = if self == Self::ALL { count.min(Self::MOST) } else { Self::MOST };
+        (0..last).filter(|index| self.0 & (1 << index) != 0).collect()
+    }
+}
+
+impl fmt::Display for Cards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ALL {
+            return write!(f, "all");
+        }
+        let numbers: Vec<String> = self.indices(0).iter().map(usize::to_string).collect();
+        write!(f, "{}", numbers.join(","))
+    }
+}
+
 impl DeviceChoice {
     /// What `--device` takes.
-    pub const NAMES: &str = "auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal, reference";
+    pub const NAMES: &str =
+        "auto, cpu, cuda, cuda:N, cuda:N,M,.., cuda:all, vulkan, vulkan:N, metal, reference";
 }
 
 impl fmt::Display for DeviceChoice {
@@ -50,7 +98,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             DeviceChoice::Auto => write!(f, "auto"),
             DeviceChoice::Cpu => write!(f, "cpu"),
-            DeviceChoice::Cuda { index } => write!(f, "cuda:{index}"),
+            DeviceChoice::Cuda { cards } => write!(f, "cuda:{cards}"),
             DeviceChoice::Vulkan { index } => write!(f, "vulkan:{index}"),
             DeviceChoice::Metal => write!(f, "metal"),
             DeviceChoice::Reference => write!(f, "reference"),
@@ -71,15 +119,21 @@ impl FromStr for DeviceChoice {
 
     fn from_str(name: &str) -> Result<Self, UnknownDevice> {
         let unknown = || UnknownDevice { name: name.to_owned() };
-        let (kind, index) = match name.split_once(':') {
-            Some((kind, index)) => (kind, Some(index.parse().map_err(|_| unknown())?)),
+        let (kind, which) = match name.split_once(':') {
+            Some((kind, which)) => (kind, Some(which)),
             None => (name, None),
         };
-        match (kind, index) {
+        match (kind, which) {
             ("auto", None) => Ok(DeviceChoice::Auto),
             ("cpu", None) => Ok(DeviceChoice::Cpu),
-            ("cuda", index) => Ok(DeviceChoice::Cuda { index: index.unwrap_or(0) }),
-            ("vulkan", index) => Ok(DeviceChoice::Vulkan { index: index.unwrap_or(0) }),
+            ("cuda", None) => Ok(DeviceChoice::Cuda { cards: Cards::one(0) }),
+            ("cuda", Some(cards)) => {
+                Ok(DeviceChoice::Cuda { cards: Cards::parse(cards).ok_or_else(unknown)? })
+            }
+            ("vulkan", which) => {
+                let index = which.map_or(Ok(0), str::parse).map_err(|_| unknown())?;
+                Ok(DeviceChoice::Vulkan { index })
+            }
             ("metal", None) => Ok(DeviceChoice::Metal),
             ("reference", None) => Ok(DeviceChoice::Reference),
             _ => Err(unknown()),
@@ -122,7 +176,9 @@ pub fn devices() -> Vec<DeviceReport> {
 /// finds may be a program that plays a GPU on the CPU.
 pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
     match choice {
-        DeviceChoice::Auto if Cuda::describe().is_ok() => DeviceChoice::Cuda { index: 0 },
+        DeviceChoice::Auto if Cuda::describe().is_ok() => {
+            DeviceChoice::Cuda { cards: Cards::one(0) }
+        }
         DeviceChoice::Auto if cfg!(target_os = "macos") => DeviceChoice::Metal,
         DeviceChoice::Auto => DeviceChoice::Cpu,
         named => named,
@@ -156,10 +212,19 @@ pub fn open(
             only_f32()?;
             Embedder::new(model, Reference, config)
         }
-        DeviceChoice::Cuda { index } => {
+        DeviceChoice::Cuda { cards } => {
             let memory_bytes = config.device_memory;
-            let options = CudaOptions { index, precision, memory_bytes, ..Default::default() };
-            Embedder::new(model, Cuda::open(options)?, config)
+            let card = |index| {
+                Cuda::open(CudaOptions { index, precision, memory_bytes, ..Default::default() })
+            };
+            let indices = match cards {
+                Cards::ALL => cards.indices(Cuda::count().map_err(|reason| {
+                    BackendError::Absent { device: device.to_string(), reason }
+                })?),
+                some => some.indices(0),
+            };
+            let cards = indices.into_iter().map(card).collect::<Result<Vec<_>, _>>()?;
+            Embedder::replicated(model, cards, config)
         }
         DeviceChoice::Vulkan { index } => {
             Embedder::new(model, Wgpu::open(Api::Vulkan, index, precision)?, config)
@@ -173,13 +238,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn all_cards_are_those_that_there_are() {
+        assert_eq!(Cards::ALL.indices(3), [0, 1, 2]);
+        assert_eq!(Cards(0b101).indices(1), [0, 2], "a card that was named is not left out");
+    }
+
+    #[test]
     fn device_names_read_back() {
-        let names = ["auto", "cpu", "cuda:0", "cuda:3", "vulkan:1", "metal", "reference"];
+        let names = [
+            "auto",
+            "cpu",
+            "cuda:0",
+            "cuda:3",
+            "cuda:0,1",
+            "cuda:2,63",
+            "cuda:all",
+            "vulkan:1",
+            "metal",
+            "reference",
+        ];
         for name in names {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda { index: 0 }));
-        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "metal:0"] {
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda { cards: Cards::one(0) }));
+        assert_eq!("cuda:1,0".parse(), Ok(DeviceChoice::Cuda { cards: Cards(3) }));
+        for name in [
+            "",
+            "gpu",
+            "cuda:",
+            "cuda:x",
+            "cuda:-1",
+            "cuda:0,",
+            "cuda:1,1",
+            "cuda:64",
+            "cpu:0",
+            "metal:0",
+            "vulkan:",
+            "vulkan:all",
+        ] {
             assert!(name.parse::<DeviceChoice>().is_err(), "{name}");
         }
     }

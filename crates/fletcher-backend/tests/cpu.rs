@@ -109,6 +109,29 @@ fn blocks_are_what_a_call_is_made_of() {
     }
 }
 
+/// Two devices share a call, and its vectors are those of one, bit for bit.
+#[test]
+fn replicas_share_a_call() {
+    for golden in common::all() {
+        let open = |devices: usize| {
+            let config = EmbedderConfig { threads: 2, batch_tokens: 64, ..Default::default() };
+            let devices = (0..devices).map(|_| Cpu::new(1)).collect();
+            Embedder::replicated(golden.model(), devices, config).unwrap()
+        };
+        let (one, two) = (open(1), open(2));
+        let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
+        let many: Vec<&str> = (0..600).map(|i| texts[i % texts.len()]).collect();
+        let [expected, found] = [&one, &two].map(|embedder| {
+            let found = embedder.embed(&many, &EmbedOptions::default()).unwrap();
+            found.values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>()
+        });
+        assert!(expected == found, "{}", golden.name);
+        let blocks: Vec<u64> = two.devices().iter().map(|device| device.blocks).collect();
+        assert!(blocks.iter().all(|&blocks| blocks > 0), "{}: {blocks:?}", golden.name);
+        assert_eq!(one.devices().len(), 1);
+    }
+}
+
 #[test]
 fn golden_texts() {
     for golden in common::all() {

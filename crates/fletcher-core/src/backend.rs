@@ -93,6 +93,15 @@ pub enum BackendError {
     },
 }
 
+/// Bytes of a device's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Allocated now.
+    pub used: usize,
+    /// The most that ever was.
+    pub peak: usize,
+}
+
 /// A matrix on its way to the device: `rows x cols`, row-major, `y = x * W^T + bias`.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearSource<'a> {
@@ -227,6 +236,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type RelativeBias: Send + Sync + std::fmt::Debug;
     /// The activation slots (and scratch) of one worker.
     type Arena: Send;
+
+    /// What this device is called in messages; where there can be several, each has its own name.
+    fn device_name(&self) -> String;
+    /// What is taken of its memory; `None` if that is the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
 
     /// Token budget of a block on this device, when the user names none.
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize;

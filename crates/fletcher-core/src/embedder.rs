@@ -1,21 +1,21 @@
 //! The engine's front: texts in, vectors out, in the caller's order.
 //!
-//! An [`Embedder`] is a model on a device with its workers. In a call, workers tokenise slices of
-//! texts and take blocks of rows of like length through the whole encoder, each in its own arena,
-//! as soon as there are enough rows; the vectors are put back in order at the end. Nothing waits
-//! inside a block, and a text's vector does not depend on which block, batch or worker it went
-//! through.
+//! An [`Embedder`] is a model on a device, or on several, with its workers. In a call, workers
+//! tokenise slices of texts and take blocks of rows of like length through the whole encoder, each
+//! in its own arena, as soon as there are enough rows; the vectors are put back in order at the
+//! end. Nothing waits inside a block, and a text's vector does not depend on which block, batch or
+//! worker it went through.
 
+mod engine;
 mod run;
 mod stages;
 
+pub use engine::DeviceStatus;
 pub use stages::{Clock, StageTimes};
-
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use self::engine::{Engine, Replica, Replicas};
 use self::run::{BlockOf, RowIds, Run};
 use self::stages::{Stage, StageClock};
 use crate::backend::{Backend, BackendError, PoolOp};
@@ -137,96 +137,10 @@ impl Embeddings {
     }
 }
 
-/// A loaded encoder behind the one dynamic boundary, whatever device it is on.
-trait Engine: Send + Sync {
-    /// Pooled states: `rows x (pools * hidden)`, the pools of a row one after the other.
-    fn encode(
-        &self,
-        worker: Option<usize>,
-        batch: &PackedBatch,
-        pools: &[PoolOp],
-    ) -> Result<Vec<f32>, BackendError>;
-
-    /// How many blocks can be computed at the same time.
-    fn arenas(&self) -> usize;
-
-    /// The hidden state of every token: `tokens x hidden`.
-    fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError>;
-}
-
-struct Loaded<B: Backend> {
-    encoder: Encoder<B>,
-    arenas: Vec<Mutex<B::Arena>>,
-    /// Counts calls that no worker makes.
-    turn: AtomicUsize,
-}
-
-impl<B: Backend> Loaded<B> {
-    /// Runs `work` in the worker's arena, or in the first free one.
-    fn with_arena<R>(&self, worker: Option<usize>, work: impl FnOnce(&mut B::Arena) -> R) -> R {
-        let count = self.arenas.len();
-        // Calls without a worker wait in turn at one arena after the other.
-        let at = worker.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed)) % count;
-        let free = || {
-            let from_here = self.arenas[at..].iter().chain(&self.arenas[..at]);
-            from_here.into_iter().find_map(|arena| arena.try_lock().ok())
-        };
-        let guard = match if worker.is_none() { free() } else { None } {
-            Some(free) => Ok(free),
-            None => self.arenas[at].lock(),
-        };
-        // A panic in another call leaves an arena in any state, but each batch rewrites what it
-        // reads, so the arena is still good.
-        let mut arena = guard.unwrap_or_else(std::sync::PoisonError::into_inner);
-        work(&mut arena)
-    }
-}
-
-impl<B: Backend> Engine for Loaded<B> {
-    fn encode(
-        &self,
-        worker: Option<usize>,
-        batch: &PackedBatch,
-        pools: &[PoolOp],
-    ) -> Result<Vec<f32>, BackendError> {
-        let d = self.encoder.spec().hidden;
-        let width = pools.len() * d;
-        self.with_arena(worker, |arena| {
-            self.encoder.forward(arena, batch)?;
-            let mut pooled = vec![0.0; batch.rows() * width];
-            let mut one = vec![0.0; if pools.len() > 1 { batch.rows() * d } else { 0 }];
-            for (index, &op) in pools.iter().enumerate() {
-                if pools.len() == 1 {
-                    self.encoder.backend().pool(arena, op, batch, &mut pooled)?;
-                    break;
-                }
-                self.encoder.backend().pool(arena, op, batch, &mut one)?;
-                for (row, from) in pooled.chunks_exact_mut(width).zip(one.chunks_exact(d)) {
-                    row[index * d..(index + 1) * d].copy_from_slice(from);
-                }
-            }
-            Ok(pooled)
-        })
-    }
-
-    fn arenas(&self) -> usize {
-        self.arenas.len()
-    }
-
-    fn hidden(&self, batch: &PackedBatch) -> Result<Vec<f32>, BackendError> {
-        self.with_arena(None, |arena| {
-            self.encoder.forward(arena, batch)?;
-            let mut hidden = vec![0.0; batch.tokens() * self.encoder.spec().hidden];
-            self.encoder.backend().download_hidden(arena, batch, &mut hidden)?;
-            Ok(hidden)
-        })
-    }
-}
-
 /// A model on a device, ready to embed. Calls may come from many threads at once.
 pub struct Embedder {
     model: Model,
-    engine: Box<dyn Engine>,
+    replicas: Replicas,
     workers: rayon::ThreadPool,
     block_tokens: usize,
     least_tokens: usize,
@@ -249,31 +163,65 @@ impl Embedder {
         backend: B,
         config: EmbedderConfig,
     ) -> Result<Self, ModelError> {
+        Self::replicated(model, vec![backend], config)
+    }
+
+    /// Uploads a model to several devices, which share the rows of each call: every device takes
+    /// the next block when it has time for one. A device that fails is left out from then on and
+    /// its block goes to another; see [`Self::devices`].
+    ///
+    /// # Errors
+    /// When the weights do not fit the configuration or a device.
+    ///
+    /// # Panics
+    /// If there is no device.
+    pub fn replicated<B: Backend>(
+        model: Model,
+        backends: Vec<B>,
+        config: EmbedderConfig,
+    ) -> Result<Self, ModelError> {
         let spec = model.spec().clone();
         let architecture = model.parsed.architecture;
         let loader = Loader::new(&model.checkpoint, architecture.name, architecture.names)?;
+        let count = backends.len();
         let threads = match config.threads {
-            0 => backend.threads(),
+            0 => backends.iter().map(Backend::threads).max().unwrap_or(1),
             threads => threads,
         };
+        // A device that no worker belongs to would do nothing.
+        let threads = threads.max(count);
         let preferred = match config.batch_tokens {
-            0 => backend.preferred_tokens(&spec),
+            0 => backends.iter().map(|backend| backend.preferred_tokens(&spec)).min().unwrap_or(1),
             tokens => tokens,
         };
         let arena_tokens = preferred.max(model.max_tokens());
-        let arenas = (0..threads.min(backend.arenas(&spec)).max(1))
-            .map(|_| backend.plan(&spec, arena_tokens).map(Mutex::new))
-            .collect::<Result<Vec<_>, _>>()?;
-        let least_tokens = backend.least_tokens();
-        let encoder = Encoder::load(backend, spec, &loader, model.max_tokens())?;
+        let least_tokens = backends.iter().map(Backend::least_tokens).max().unwrap_or(1);
+        let load = |backend: B| -> Result<Box<dyn Engine>, ModelError> {
+            let arenas = (0..(threads / count).min(backend.arenas(&spec)).max(1))
+                .map(|_| backend.plan(&spec, arena_tokens))
+                .collect::<Result<Vec<_>, _>>()?;
+            let encoder = Encoder::load(backend, spec.clone(), &loader, model.max_tokens())?;
+            Ok(Box::new(Replica::new(encoder, arenas)))
+        };
+        let replicas = backends.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;
         let workers = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("fletcher-{index}"))
             .build()
             .map_err(|e| BackendError::Device { device: "cpu".into(), message: e.to_string() })?;
-        let engine = Box::new(Loaded { encoder, arenas, turn: AtomicUsize::new(0) });
-        let clock = StageClock::default();
-        Ok(Self { model, engine, workers, block_tokens: preferred, least_tokens, clock })
+        Ok(Self {
+            model,
+            replicas: Replicas::new(replicas),
+            workers,
+            block_tokens: preferred,
+            least_tokens,
+            clock: StageClock::default(),
+        })
+    }
+
+    /// The devices, what each has done so far, and which were lost.
+    pub fn devices(&self) -> Vec<DeviceStatus> {
+        self.replicas.status()
     }
 
     /// The model.
@@ -298,7 +246,7 @@ impl Embedder {
 
     /// Blocks that can be computed at the same time.
     pub fn concurrent_blocks(&self) -> usize {
-        self.engine.arenas()
+        self.replicas.arenas()
     }
 
     /// Worker threads.
@@ -372,7 +320,7 @@ impl Embedder {
         let known = |row: &BlockRow<'_>| row.ids.iter().all(|&id| (id as usize) < vocabulary);
         assert!(rows.iter().all(known), "an id is out of range");
         let batch = PackedBatch::new(rows.iter().map(|row| row.ids));
-        let pooled = self.engine.encode(Some(worker), &batch, &self.model.head.pool_ops(skip))?;
+        let pooled = self.replicas.encode(Some(worker), &batch, &self.model.head.pool_ops(skip))?;
         let finish = |(pooled, row): (&[f32], &BlockRow<'_>)| {
             let vector = match row.unnormalized {
                 true => self.model.head.finish_unnormalized(pooled.to_vec()),
@@ -423,7 +371,7 @@ impl Embedder {
         assert!(sequences.iter().all(|ids| ids.iter().all(|&id| (id as usize) < vocabulary)));
         let mut hidden = Vec::new();
         for ids in sequences {
-            hidden.extend(self.engine.hidden(&PackedBatch::new([*ids]))?);
+            hidden.extend(self.replicas.hidden(&PackedBatch::new([*ids]))?);
         }
         Ok(hidden)
     }
@@ -438,7 +386,7 @@ impl Embedder {
         let pack = || PackedBatch::new(rows.iter().map(RowIds::ids));
         let batch = self.clock.measure(Stage::Pack, pack);
         let pooled =
-            self.clock.measure(Stage::Encode, || self.engine.encode(worker, &batch, pools))?;
+            self.clock.measure(Stage::Encode, || self.replicas.encode(worker, &batch, pools))?;
         let finish = || self.model.head.finish_rows(pooled, rows.len());
         let values = self.clock.measure(Stage::Head, finish);
         Ok(BlockOf { rows, values })

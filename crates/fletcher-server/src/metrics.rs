@@ -13,12 +13,15 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use fletcher_core::embedder::DeviceStatus;
+
 use crate::batcher::Lane;
 
 /// Media type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
+type ByDevice<M> = Family<[(&'static str, String); 1], M>;
 type Seconds = Counter<f64, AtomicU64>;
 
 /// All series of one server.
@@ -30,6 +33,10 @@ pub struct Metrics {
     rejected: Family<Labels<1>, Counter>,
     rows: Family<Labels<1>, Counter>,
     queue_seconds: Family<Labels<1>, Histogram>,
+    device_up: ByDevice<Gauge>,
+    device_blocks: ByDevice<Gauge>,
+    device_memory_used: ByDevice<Gauge>,
+    device_memory_peak: ByDevice<Gauge>,
     /// Tokens that went through the encoder.
     pub tokens: Counter,
     /// Tokens waiting.
@@ -97,6 +104,10 @@ impl Metrics {
             rejected: Family::default(),
             rows: Family::default(),
             queue_seconds: Family::new_with_constructor(seconds),
+            device_up: Family::default(),
+            device_blocks: Family::default(),
+            device_memory_used: Family::default(),
+            device_memory_peak: Family::default(),
             tokens: Counter::default(),
             queue_tokens: Gauge::default(),
             queue_requests: Gauge::default(),
@@ -127,6 +138,13 @@ impl Metrics {
         r.register("rows", "Texts by outcome", m.rows.clone());
         let help = "Wait of a request's first row, by lane";
         r.register_with_unit("queue", help, s(), m.queue_seconds.clone());
+        let help = "1 while the device is used, 0 after it failed and others took over";
+        r.register("device_up", help, m.device_up.clone());
+        r.register("device_blocks", "Blocks a device encoded", m.device_blocks.clone());
+        let help = "Bytes of a device's own memory that are allocated";
+        r.register("device_memory_used_bytes", help, m.device_memory_used.clone());
+        let help = "The most bytes of a device's own memory that were ever allocated";
+        r.register("device_memory_peak_bytes", help, m.device_memory_peak.clone());
         r.register("tokens", "Tokens through the encoder", m.tokens.clone());
         r.register("queue_tokens", "Tokens waiting", m.queue_tokens.clone());
         r.register("queue_requests", "Requests with rows waiting", m.queue_requests.clone());
@@ -164,6 +182,20 @@ impl Metrics {
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// Takes over what the devices say of themselves.
+    pub fn devices(&self, devices: &[DeviceStatus]) {
+        for device in devices {
+            let label = [("device", device.name.clone())];
+            let up = i64::from(device.lost.is_none());
+            self.device_up.get_or_create(&label).set(up);
+            self.device_blocks.get_or_create(&label).set(device.blocks as i64);
+            if let Some(memory) = device.memory {
+                self.device_memory_used.get_or_create(&label).set(memory.used as i64);
+                self.device_memory_peak.get_or_create(&label).set(memory.peak as i64);
+            }
+        }
     }
 
     /// Counts an answered request. `route` is the router's pattern, never the client's path.

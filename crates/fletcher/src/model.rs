@@ -42,6 +42,16 @@ pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
     Ok(registry::open(config.device, config.precision, model, config.embedder)?)
 }
 
+/// Says which devices failed while others went on; nothing was lost by it but speed.
+#[expect(clippy::print_stderr, reason = "a failure that was worked around is told")]
+pub(crate) fn tell_lost_devices(embedder: &Embedder) {
+    for device in embedder.devices() {
+        if let Some(why) = device.lost {
+            eprintln!("fletcher: {} failed and the others did its work: {why}", device.name);
+        }
+    }
+}
+
 /// The model inside the binary.
 struct Embedded;
 

@@ -34,6 +34,10 @@ impl Backend for Cpu {
     type RelativeBias = RelativeBias;
     type Arena = Arena;
 
+    fn device_name(&self) -> String {
+        "cpu".to_owned()
+    }
+
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize {
         let widths =
             2 * spec.hidden + spec.qkv_width().max(spec.intermediate) + spec.context_width();

@@ -166,6 +166,11 @@ impl Device {
         }))
     }
 
+    /// `cuda:N`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What the card is and has.
     pub(super) fn limits(&self) -> &Limits {
         &self.limits

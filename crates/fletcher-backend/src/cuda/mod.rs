@@ -86,6 +86,14 @@ impl Cuda {
         Ok(Self { kernels, device, format, groups, tile, workers, cores })
     }
 
+    /// How many cards the driver has.
+    ///
+    /// # Errors
+    /// Why there is none that can be used.
+    pub fn count() -> Result<usize, String> {
+        device::card_count()
+    }
+
     /// What `fletcher info` says of the cards.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The backend's operations: which kernel runs over which slots.
 
 use fletcher_core::backend::{
-    AttentionOp, Backend, BackendError, EmbeddingSource, Epilogue, LinearOp, LinearSource, NormOp,
-    PoolOp, Pooling, Slot, encode_layers,
+    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, Epilogue, LinearOp,
+    LinearSource, NormOp, PoolOp, Pooling, Slot, encode_layers,
 };
 use fletcher_core::encoder::EncoderWeights;
 use fletcher_core::pack::PackedBatch;
@@ -122,6 +122,15 @@ impl Backend for Cuda {
     type Rotary = Rotary;
     type RelativeBias = RelativeBias;
     type Arena = Arena;
+
+    fn device_name(&self) -> String {
+        self.device.name().to_owned()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        let (used, peak) = self.memory_used();
+        Some(DeviceMemory { used, peak })
+    }
 
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize {
         let wanted = small::preferred_tokens(self, spec).unwrap_or(BLOCK_TOKENS);

@@ -38,6 +38,10 @@ impl Backend for Wgpu {
     type RelativeBias = RelativeBias;
     type Arena = Arena;
 
+    fn device_name(&self) -> String {
+        self.name()
+    }
+
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize {
         let most = match self.gpu.software {
             true => BLOCK_TOKENS_SOFTWARE,

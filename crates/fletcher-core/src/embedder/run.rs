@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
             true => self.work(None, &pools)?,
             false => {
                 let parts = self.embedder.workers.broadcast(|context| {
-                    let encodes = context.index() < self.embedder.engine.arenas();
+                    let encodes = context.index() < self.embedder.replicas.arenas();
                     match encodes {
                         true => self.work(Some(context.index()), &pools),
                         false => {
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
     }
 
     fn next(&self) -> Option<Task<'a>> {
-        let workers = self.embedder.engine.arenas();
+        let workers = self.embedder.replicas.arenas();
         let block = self.embedder.block_tokens;
         let mut plan = self.lock();
         loop {

@@ -88,6 +88,10 @@ impl Backend for Reference {
     type RelativeBias = RelativeBias;
     type Arena = Arena;
 
+    fn device_name(&self) -> String {
+        "reference".to_owned()
+    }
+
     fn preferred_tokens(&self, _spec: &EncoderSpec) -> usize {
         512
     }

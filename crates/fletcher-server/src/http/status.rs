@@ -22,7 +22,9 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {
-    typed(StatusCode::OK, CONTENT_TYPE, app.service.metrics().render())
+    let metrics = app.service.metrics();
+    metrics.devices(&app.service.embedder().devices());
+    typed(StatusCode::OK, CONTENT_TYPE, metrics.render())
 }
 
 /// The few numbers that the page at `/` draws.

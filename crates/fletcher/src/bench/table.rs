@@ -22,6 +22,14 @@ pub(crate) fn print(report: &Report) -> String {
         let (all, own) = (idle.resident_mib, idle.anonymous_mib);
         line(&mut out, "idle", &format!("{all:.1} MiB resident, {own:.1} MiB of it not of files"));
     }
+    for device in report.devices.iter().filter(|_| report.devices.len() > 1) {
+        line(&mut out, &device.name, &format!("{} blocks", device.blocks));
+    }
+    for device in &report.devices {
+        if let Some(mib) = device.peak_memory_mib {
+            line(&mut out, &device.name, &format!("at most {mib:.0} MiB of its memory taken"));
+        }
+    }
     if let Some(sizes) = &report.sizes {
         print_sizes(&mut out, sizes);
     }

@@ -12,7 +12,7 @@ use fletcher_io::{ChunkLimits, OnError, SourceInput, SourceOptions};
 
 use crate::args::BenchArgs;
 use crate::bench::machine::{Machine, Memory, today};
-use crate::bench::report::{ModelFacts, Peak, Report, Sizes};
+use crate::bench::report::{Device, ModelFacts, Peak, Report, Sizes};
 use crate::bench::workload::Workload;
 use crate::bench::{page, pair, table};
 use crate::config::{self, ModelConfig};
@@ -65,6 +65,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         peak,
         load_ms,
         idle,
+        devices: Vec::new(),
         sizes: None,
         text: None,
         latency: Vec::new(),
@@ -96,6 +97,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         tell("soak");
         report.soak = Some(workload.soak(duration)?);
     }
+    report.devices = embedder.devices().into_iter().map(Device::from).collect();
+    model::tell_lost_devices(embedder);
     print!("{}", table::print(&report));
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)

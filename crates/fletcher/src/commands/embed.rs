@@ -59,6 +59,7 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
         bar.advance(position, progress.rows, progress.tokens);
     });
     bar.finish();
+    model::tell_lost_devices(&embedder);
     // Receivers go first, so that a reader that waits to send gives up.
     drop(chunks);
     match result {
