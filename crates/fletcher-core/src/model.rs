@@ -34,6 +34,10 @@ pub trait ModelFiles: Send + Sync {
     /// # Errors
     /// When there are none, or one is missing.
     fn weights(&self, folder: &str) -> Result<Vec<WeightFile>, ModelError>;
+
+    /// Called when the model is on its device: most of what was read will not be read again, so
+    /// that it may leave memory if it can come back.
+    fn release(&self) {}
 }
 
 /// A model that has been read, and not yet given to a device.

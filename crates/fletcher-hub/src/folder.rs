@@ -9,12 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
 use serde::Deserialize;
 
 use crate::name::is_plain_path;
+use crate::pages;
 
 /// The weights when they are one file.
 pub(crate) const SINGLE_WEIGHTS: &str = "model.safetensors";
@@ -141,6 +143,16 @@ pub(crate) const CONVERT_HINT: &str = "Fletcher reads safetensors only, so conve
 pub struct ModelFolder {
     root: PathBuf,
     name: String,
+    mappings: Arc<Mutex<Vec<Arc<Mmap>>>>,
+}
+
+/// A mapping that several own.
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl ModelFolder {
@@ -164,7 +176,7 @@ impl ModelFolder {
             return Err(FolderError::NotAFolder { path: path.to_owned() });
         }
         fs::read_dir(path).map_err(io_error)?;
-        Ok(Self { root: path.to_owned(), name })
+        Ok(Self { root: path.to_owned(), name, mappings: Arc::default() })
     }
 
     /// The folder itself.
@@ -207,7 +219,7 @@ impl ModelFolder {
     }
 
     /// Maps a file into memory, without reading it: pages come in as they are touched. The mapping
-    /// lives as long as the last clone of the returned bytes.
+    /// lives as long as the last clone of the returned bytes or of this folder.
     ///
     /// # Errors
     /// [`FolderError::FileNotFound`], [`FolderError::BadName`], [`FolderError::NotAFile`],
@@ -227,7 +239,22 @@ impl ModelFolder {
         // and reading gigabytes into private memory instead would cost every other user.
         let mapping = unsafe { Mmap::map(&file) };
         let mapping = mapping.map_err(|source| FolderError::Io { path, source })?;
-        Ok(Bytes::from_owner(mapping))
+        let mapping = Arc::new(mapping);
+        self.mappings().push(mapping.clone());
+        Ok(Bytes::from_owner(Mapped(mapping)))
+    }
+
+    /// Lets what was read of mapped files leave memory; what is read again comes back.
+    pub fn release(&self) {
+        for mapping in self.mappings().iter() {
+            // SAFETY: a file's mapping, which is read-only.
+            unsafe { pages::release(mapping) };
+        }
+    }
+
+    fn mappings(&self) -> MutexGuard<'_, Vec<Arc<Mmap>>> {
+        // A push that panicked has not changed the list.
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The names of the safetensors files of a module, to be given to [`ModelFolder::map`]:

@@ -15,6 +15,7 @@
 //! | `cache` | the hub's cache layout on disk, shared with the Python package |
 //! | `client` | requests: redirects, tokens, retries |
 //! | `download` | one file: resume, check, place |
+//! | `pages` | pages that were read once leave memory |
 //! | `error` | everything that can go wrong |
 //!
 //! Nothing in this crate reads an environment variable or prints.
@@ -29,12 +30,14 @@ mod hub;
 mod model_files;
 mod modules;
 mod name;
+mod pages;
 mod progress;
 
 pub use config::{HubConfig, ProxyConfig, RetryConfig, TokenSource};
 pub use error::HubError;
 pub use folder::{FolderError, ModelFolder};
 pub use name::ModelName;
+pub use pages::release;
 pub use progress::{Progress, Silent};
 
 use std::path::Path;

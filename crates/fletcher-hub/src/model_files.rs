@@ -24,6 +24,10 @@ impl ModelFiles for ModelFolder {
         };
         names.into_iter().map(map).collect()
     }
+
+    fn release(&self) {
+        self.release();
+    }
 }
 
 fn read_error(file: &str, error: &FolderError) -> ModelError {

@@ -16,30 +16,37 @@ pub(crate) const DEFAULT: &str = "default";
 
 /// Reads the model's files; no device is involved yet.
 pub(crate) fn open(config: &ModelConfig) -> Result<Model, Failure> {
+    Ok(open_files(config)?.0)
+}
+
+/// The model and where it was read from.
+fn open_files(config: &ModelConfig) -> Result<(Model, Box<dyn ModelFiles>), Failure> {
     if config.model == DEFAULT {
-        return Ok(Model::open(&Embedded, config.head)?);
+        return Ok((Model::open(&Embedded, config.head)?, Box::new(Embedded)));
     }
     let folder = fletcher_hub::resolve(&config.model, &config.hub, &DownloadBar::new())?;
-    let model = Model::open(&folder, config.head);
-    model.map_err(|error| match Failure::from(error) {
+    let model = Model::open(&folder, config.head).map_err(|error| match Failure::from(error) {
         Failure::Input { message, hint } => {
             Failure::Input { message: format!("{}: {message}", config.model), hint }
         }
         other => other,
-    })
+    })?;
+    Ok((model, Box::new(folder)))
 }
 
 /// Opens the model and loads it on the device; says which, if the user left the choice.
 #[expect(clippy::print_stderr, reason = "a choice that was made for the user is told")]
 pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
-    let model = open(config)?;
+    let (model, files) = open_files(config)?;
     if config.device == DeviceChoice::Auto {
         let chosen = registry::resolve(config.device);
         if chosen != DeviceChoice::Cpu {
             eprintln!("fletcher: computing on {chosen} (--device auto)");
         }
     }
-    Ok(registry::open(config.device, config.precision, model, config.embedder)?)
+    let embedder = registry::open(config.device, config.precision, model, config.embedder)?;
+    files.release();
+    Ok(embedder)
 }
 
 /// Says which devices failed while others went on; nothing was lost by it but speed.
@@ -92,6 +99,13 @@ impl ModelFiles for Embedded {
         match self.read(&name)? {
             Some(bytes) => Ok(vec![WeightFile { name, bytes }]),
             None => Err(ModelError::MissingFile { file: name }),
+        }
+    }
+
+    fn release(&self) {
+        for (_, bytes) in EMBEDDED_FILES {
+            // SAFETY: constants of the program are in a read-only mapping of the program's file.
+            unsafe { fletcher_hub::release(bytes) };
         }
     }
 }
