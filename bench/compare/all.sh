@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes every record of this machine in about a quarter of an hour. Run it when nothing else does.
+# Makes every record of this machine in about half an hour. Run it when nothing else does.
 #
 #   bench/compare/all.sh RECORD_FOLDER TINY_MODEL MINILM_MODEL CORPUS.jsonl [TEI_ROUTER]
 #
@@ -25,7 +25,19 @@ for precision in f32 bf16 int8; do
         --json "$record/$(date +%F)-bench-tiny-$precision.json" \
         --html "$record/$(date +%F)-bench-tiny-$precision.html"
 done
-for precision in f32 bf16 int8; do pair vs_openvino.py "$tiny" $precision 4096 1000; done
+"$fletcher" bench -m "$tiny" --precision f32 --sizes 5000,10000,50000,100000,250000,500000 --soak 300s \
+    --json "$record/$(date +%F)-published-tiny-f32.json" --html "$record/$(date +%F)-published-tiny-f32.html"
+# BERT-tiny with room for 8,192 tokens, to see how time grows with the length.
+long=$(mktemp -d)
+"$python" "$here/bert_tiny.py" --positions 8192 "$minilm" "$long/bert-tiny-8192"
+for precision in f32 bf16 int8; do
+    "$fletcher" bench -m "$long/bert-tiny-8192" --precision $precision --latency \
+        --latency-tokens 16,32,64,128,256,512,1024,2048,4096,8192 \
+        --json "$record/$(date +%F)-lengths-tiny-$precision.json" \
+        --html "$record/$(date +%F)-lengths-tiny-$precision.html"
+done
+rm -r "$long"
+for precision in f32 bf16 int8; do pair vs_openvino.py "$tiny" $precision 4096 5000; done
 for precision in f32 int8; do pair vs_onnxruntime.py "$tiny" $precision 4096 1000; done
 pair vs_pytorch.py "$tiny" f32 2048 1000
 pair vs_pytorch.py "$tiny" bf16 2048 1000

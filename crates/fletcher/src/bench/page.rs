@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::plot::{Bar, Lines, Series, bars, escape};
+use crate::bench::plot::{Bar, Lines, Log, Series, bars, escape};
 use crate::bench::report::{Report, Sizes};
 use crate::bench::table::{self, count};
 use crate::bench::workload::{LatencyRun, Shares};
 
 /// Style sheet and all, up to the content.
 const HEAD: &str = include_str!("page.html");
+
+/// Fewer lengths than these are no curve.
+const LENGTHS_MIN: usize = 4;
 
 /// The whole page.
 pub(crate) fn html(report: &Report) -> String {
@@ -41,12 +44,15 @@ pub(crate) fn html(report: &Report) -> String {
         card(&mut page, "Soak: throughput over time", "One point per second.", &over_time(rates));
         let memory = windows(&soak.resident_mib);
         let series = vec![Series { name: "resident", points: memory, marked: false }];
-        let plot = Lines { x_label: "seconds", y_label: "MiB", log_x: false, series };
+        let plot = Lines { x_label: "seconds", y_label: "MiB", log: Log::None, series };
         let note = format!("{:+.1} MiB after the first tenth of the time.", soak.growth_mib);
         card(&mut page, "Soak: resident memory", &note, &plot.svg());
     }
     if !report.latency.is_empty() {
         latency_card(&mut page, &report.latency);
+    }
+    if report.latency.len() >= LENGTHS_MIN {
+        lengths_card(&mut page, report);
     }
     stages_card(&mut page, report);
     let tables = format!("<pre>{}</pre>", escape(&table::print(report)));
@@ -97,7 +103,7 @@ fn windows(values: &[f64]) -> Vec<(f64, f64)> {
 
 fn over_time(points: Vec<(f64, f64)>) -> String {
     let series = vec![Series { name: "vectors/s", points, marked: false }];
-    Lines { x_label: "seconds", y_label: "vectors/s", log_x: false, series }.svg()
+    Lines { x_label: "seconds", y_label: "vectors/s", log: Log::None, series }.svg()
 }
 
 fn sizes_cards(page: &mut String, report: &Report, sizes: &Sizes) {
@@ -105,7 +111,7 @@ fn sizes_cards(page: &mut String, report: &Report, sizes: &Sizes) {
     let points = sizes.runs.iter().map(rate).collect();
     let series = vec![Series { name: "vectors/s", points, marked: true }];
     let plot =
-        Lines { x_label: "sequences in the data set", y_label: "vectors/s", log_x: true, series };
+        Lines { x_label: "sequences in the data set", y_label: "vectors/s", log: Log::X, series };
     let note = format!("{} tokens a sequence, batches of {}.", sizes.seq_len, sizes.batch_size);
     card(page, "Throughput over data set size", &note, &plot.svg());
     if let Some(run) = sizes.runs.last().filter(|run| run.rates.len() > 1) {
@@ -156,6 +162,21 @@ fn latency_card(page: &mut String, runs: &[LatencyRun]) {
     };
     let note = runs.iter().map(each).collect::<Vec<_>>().join("; ");
     card(page, "Latency of one text, ms", &note, &content);
+}
+
+/// Time over length, beside what the arithmetic of the peak would need: linear layers grow with
+/// the length, attention with its square.
+fn lengths_card(page: &mut String, report: &Report) {
+    let runs = &report.latency;
+    let points = runs.iter().map(|run| (run.tokens as f64, run.p50_ms)).collect();
+    let mut series = vec![Series { name: "median", points, marked: true }];
+    let bound = |run: &LatencyRun| Some((run.tokens as f64, run.bound_ms?));
+    if let (Some(points), Some(_)) = (runs.iter().map(bound).collect(), report.peak) {
+        series.push(Series { name: "at the arithmetic peak", points, marked: false });
+    }
+    let plot = Lines { x_label: "tokens", y_label: "ms", log: Log::Both, series };
+    let note = "One text at a time; every step of either axis is the same factor.";
+    card(page, "Time over length", note, &plot.svg());
 }
 
 fn stages_card(page: &mut String, report: &Report) {

@@ -18,9 +18,16 @@ const BOTTOM: f64 = 46.0;
 pub(crate) struct Lines<'a> {
     pub(crate) x_label: &'a str,
     pub(crate) y_label: &'a str,
-    /// Powers of ten are equally far apart.
-    pub(crate) log_x: bool,
+    pub(crate) log: Log,
     pub(crate) series: Vec<Series<'a>>,
+}
+
+/// Axes on which powers of ten are equally far apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Log {
+    None,
+    X,
+    Both,
 }
 
 pub(crate) struct Series<'a> {
@@ -39,19 +46,23 @@ pub(crate) struct Bar {
 impl Lines<'_> {
     pub(crate) fn svg(&self) -> String {
         let points = || self.series.iter().flat_map(|series| &series.points);
-        let x_of = |x: f64| if self.log_x { x.max(1e-9).log10() } else { x };
+        let x_of = |x: f64| if self.log != Log::None { x.max(1e-9).log10() } else { x };
         let xs = || points().map(|&(x, _)| x_of(x));
         let (x_min, x_max) = (xs().fold(f64::MAX, f64::min), xs().fold(f64::MIN, f64::max));
         let x_span = if x_max > x_min { x_max - x_min } else { 1.0 };
-        let step = tick(points().map(|&(_, y)| y).fold(0.0, f64::max) * 1.08);
-        let y_max =
-            step * (points().map(|&(_, y)| y).fold(0.0, f64::max) * 1.08 / step).ceil().max(1.0);
+        let y_of = |y: f64| if self.log == Log::Both { y.max(1e-9).log10() } else { y };
+        let y_ticks = self.y_ticks();
+        let (y_min, y_max) = match y_ticks[..] {
+            [first, .., last] => (y_of(first), y_of(last)),
+            _ => (0.0, 1.0),
+        };
         let px = |x: f64| LEFT + (x_of(x) - x_min) / x_span * (WIDTH - LEFT - RIGHT);
-        let py = |y: f64| HEIGHT - BOTTOM - y / y_max * (HEIGHT - TOP - BOTTOM);
+        let py = |y: f64| {
+            HEIGHT - BOTTOM - (y_of(y) - y_min) / (y_max - y_min) * (HEIGHT - TOP - BOTTOM)
+        };
 
         let mut svg = open(HEIGHT);
-        for index in 0..=(y_max / step).round() as usize {
-            let value = index as f64 * step;
+        for value in y_ticks {
             let y = py(value);
             let _ = write!(
                 svg,
@@ -95,8 +106,23 @@ impl Lines<'_> {
         svg + &legend(names)
     }
 
+    /// At least two; the first and the last are the ends of the axis.
+    fn y_ticks(&self) -> Vec<f64> {
+        let ys = || self.series.iter().flat_map(|series| &series.points).map(|&(_, y)| y);
+        let largest = ys().fold(0.0, f64::max) * 1.08;
+        if self.log == Log::Both {
+            let power = |y: f64| y.clamp(1e-6, 1e12).log10();
+            let first = power(ys().fold(f64::MAX, f64::min)).floor() as i32;
+            let last = (power(largest).ceil() as i32).max(first + 1);
+            return (first..=last).map(|power| 10f64.powi(power)).collect();
+        }
+        let step = tick(largest);
+        let steps = (largest / step).ceil().max(1.0) as usize;
+        (0..=steps).map(|index| index as f64 * step).collect()
+    }
+
     fn x_ticks(&self, min: f64, max: f64) -> Vec<f64> {
-        if self.log_x {
+        if self.log != Log::None {
             let mut ticks: Vec<f64> =
                 self.series.iter().flat_map(|s| &s.points).map(|p| p.0).collect();
             ticks.sort_by(f64::total_cmp);
@@ -184,6 +210,7 @@ fn short(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{}M", trim(v / 1e6)),
         v if v >= 1e3 => format!("{}K", trim(v / 1e3)),
+        v if v > 0.0 && v < 0.01 => format!("{v:e}"),
         v => trim(v),
     }
 }
@@ -213,13 +240,15 @@ mod tests {
     #[test]
     fn a_plot_holds_its_labels_and_survives_odd_input() {
         let series = |points| vec![Series { name: "a<b", points, marked: true }];
-        for points in [vec![], vec![(5.0, 0.0)], vec![(1.0, 2.0), (10.0, 3.0)]] {
-            let plot = Lines { x_label: "x", y_label: "y", log_x: true, series: series(points) };
-            let svg = plot.svg();
-            assert!(
-                svg.starts_with("<svg") && !svg.contains("NaN") && !svg.contains("inf"),
-                "{svg}"
-            );
+        for log in [Log::None, Log::X, Log::Both] {
+            for points in [vec![], vec![(5.0, 0.0)], vec![(1.0, 2.0), (10.0, 3.0)]] {
+                let plot = Lines { x_label: "x", y_label: "y", log, series: series(points) };
+                let svg = plot.svg();
+                assert!(
+                    svg.starts_with("<svg") && !svg.contains("NaN") && !svg.contains("inf"),
+                    "{svg}"
+                );
+            }
         }
         let bar = Bar { name: "n".into(), parts: vec![(0.5, "50 %".into())] };
         assert!(bars(&[bar], &["p"], 1.0).contains("50 %"));

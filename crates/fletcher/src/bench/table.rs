@@ -99,14 +99,15 @@ fn print_latency(out: &mut String, runs: &[LatencyRun]) {
     let _ = writeln!(out, "\none text at a time, in ms");
     let _ = writeln!(
         out,
-        "{:>8} {:>9} {:>9} {:>9} {:>9} {:>7}",
-        "tokens", "p50", "p90", "p99", "max", "runs"
+        "{:>8} {:>9} {:>9} {:>9} {:>9} {:>7} {:>8}",
+        "tokens", "p50", "p90", "p99", "max", "runs", "of peak"
     );
     for run in runs {
-        let LatencyRun { tokens, runs, p50_ms, p90_ms, p99_ms, max_ms } = run;
+        let LatencyRun { tokens, runs, p50_ms, p90_ms, p99_ms, max_ms, bound_ms } = run;
+        let share = bound_ms.map_or("-".into(), |bound| format!("{:.1} %", 100.0 * bound / p50_ms));
         let _ = writeln!(
             out,
-            "{tokens:>8} {p50_ms:>9.3} {p90_ms:>9.3} {p99_ms:>9.3} {max_ms:>9.3} {runs:>7}"
+            "{tokens:>8} {p50_ms:>9.3} {p90_ms:>9.3} {p99_ms:>9.3} {max_ms:>9.3} {runs:>7} {share:>8}"
         );
     }
 }

@@ -84,6 +84,8 @@ pub(crate) struct LatencyRun {
     pub(crate) p90_ms: f64,
     pub(crate) p99_ms: f64,
     pub(crate) max_ms: f64,
+    /// What the machine's peak would need.
+    pub(crate) bound_ms: Option<f64>,
 }
 
 /// A long run and what it did to the memory.
@@ -308,6 +310,9 @@ impl Workload<'_> {
             p90_ms: quantile(&times, 0.9),
             p99_ms: quantile(&times, 0.99),
             max_ms: quantile(&times, 1.0),
+            bound_ms: self
+                .peak_gops
+                .map(|peak| self.embedder.model().spec().flops(found) / (1e6 * peak)),
         })
     }
 
