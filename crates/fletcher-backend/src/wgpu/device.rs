@@ -2,11 +2,14 @@
 //! and with every failure turned into a [`BackendError`].
 
 use std::fmt;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fletcher_core::backend::{BackendError, Precision};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 
+use super::profile::{self, Profile};
 use super::shader::{Element, Target};
 
 /// What the kernels cannot do without.
@@ -24,6 +27,10 @@ const WORKGROUP_BYTES: u32 = 21 << 10;
 const WORKGROUP_THREADS: u32 = 256;
 /// Sides of the cooperative tiles for which there are kernels, the better ones first.
 const TILES: [u32; 2] = [16, 8];
+
+/// A wait asks the device this long without a pause, and after that with pauses of the second.
+const BUSY_WAIT: Duration = Duration::from_micros(300);
+const PAUSE: Duration = Duration::from_micros(40);
 
 /// Which API a device is reached through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +73,8 @@ pub(super) struct Gpu {
     pub(super) layouts: Layouts,
     /// Bound where a kernel's parameter is absent.
     pub(super) nothing: wgpu::Buffer,
+    /// The kernels' times, where they are wanted.
+    pub(super) profile: Option<Profile>,
     /// The first failure that no call of ours was waiting for.
     failed: Arc<Mutex<Option<String>>>,
 }
@@ -194,7 +203,12 @@ fn listed_tile(adapter: &wgpu::Adapter, element: Element) -> Option<u32> {
 
 impl Gpu {
     /// Opens the adapter of that number.
-    pub(super) fn open(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
+    pub(super) fn open(
+        api: Api,
+        index: usize,
+        precision: Precision,
+        profiled: bool,
+    ) -> Result<Self, BackendError> {
         let device_name = match api {
             Api::Vulkan => format!("vulkan:{index}"),
             Api::Metal => "metal".to_owned(),
@@ -224,13 +238,17 @@ impl Gpu {
             let adapter = adapter.get_info().name;
             return Err(absent(format!("{adapter} lacks {}", missing.join(", "))));
         }
-        Self::request(&device_name, &adapter, element)
+        if profiled && !adapter.features().contains(profile::FEATURES) {
+            return Err(absent("it has no clock that kernels could be timed by".into()));
+        }
+        Self::request(&device_name, &adapter, element, profiled)
     }
 
     fn request(
         device_name: &str,
         adapter: &wgpu::Adapter,
         element: Element,
+        profiled: bool,
     ) -> Result<Self, BackendError> {
         let info = adapter.get_info();
         let name = format!("{device_name} ({})", info.name);
@@ -241,6 +259,9 @@ impl Gpu {
         }
         if tile.is_some() {
             features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
+        if profiled {
+            features |= profile::FEATURES;
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fletcher"),
@@ -273,8 +294,34 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE,
         });
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let target = Target { element, lanes: 0 };
-        Ok(Self { name, device, queue, target, tile, software, layouts, nothing, failed })
+        let memory = adapter.limits().max_compute_workgroup_storage_size;
+        let target = Target { element, lanes: 0, memory };
+        let profile = profiled.then(Profile::default);
+        Ok(Self { name, device, queue, target, tile, software, layouts, nothing, profile, failed })
+    }
+
+    /// Waits for an answer that the device's callbacks send.
+    ///
+    /// Never inside the driver: whoever waits there holds a lock of wgpu's for as long, and the
+    /// other workers cannot submit their batches meanwhile.
+    pub(super) fn wait<T>(&self, answer: &Receiver<T>) -> Result<T, BackendError> {
+        let started = Instant::now();
+        loop {
+            let polled = self.device.poll(wgpu::PollType::Poll);
+            match answer.try_recv() {
+                Ok(answer) => return self.check().map(|()| answer),
+                Err(TryRecvError::Disconnected) => {
+                    self.check()?;
+                    return Err(self.failure("the device dropped a batch"));
+                }
+                Err(TryRecvError::Empty) => self.check()?,
+            }
+            polled.map_err(|e| self.failure(e.to_string()))?;
+            match started.elapsed() < BUSY_WAIT && !self.software {
+                true => std::hint::spin_loop(),
+                false => std::thread::sleep(PAUSE),
+            }
+        }
     }
 
     /// A failure as the backend reports it.
