@@ -100,7 +100,9 @@ pub struct Arena {
     /// Made when first needed; a model uses about ten pairs.
     bindings: Vec<((Place, Place), wgpu::BindGroup)>,
     recording: Option<Recording>,
+    /// The description of the batch, and the same as bytes.
     words: Vec<u32>,
+    bytes: Vec<u8>,
     /// Where the device is profiled.
     timer: Option<Timer>,
 }
@@ -162,6 +164,7 @@ impl Arena {
             bindings: Vec::new(),
             recording: None,
             words: Vec::with_capacity(words),
+            bytes: Vec::with_capacity(description),
             timer: gpu.profile.as_ref().map(|_| Timer::new(&gpu)).transpose()?,
             gpu,
         })
@@ -201,8 +204,11 @@ impl Arena {
         }
         let pairs = batch.sequences().map(|sequence| sequence.len().pow(2)).sum();
         self.batch = BatchLayout { tokens, offsets, tiles, tile_counts, pairs };
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        self.gpu.queue.write_buffer(&self.description, 0, &bytes);
+        self.bytes.resize(words.len() * size_of::<u32>(), 0);
+        for (to, word) in self.bytes.chunks_exact_mut(size_of::<u32>()).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        self.gpu.queue.write_buffer(&self.description, 0, &self.bytes);
     }
 
     /// Records one kernel over the batch.

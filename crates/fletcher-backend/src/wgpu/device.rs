@@ -283,9 +283,9 @@ impl Gpu {
         };
         let also = first.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first(error.to_string())));
-        device.set_device_lost_callback(move |reason, message| match reason {
-            wgpu::DeviceLostReason::Destroyed => {}
-            _ => also(format!("the device is lost: {message}")),
+        // Of what is asked of a lost device, wgpu itself does not complain.
+        device.set_device_lost_callback(move |reason, message| {
+            also(format!("the device is lost: {reason:?} {message}").trim_end().to_owned());
         });
         let layouts = layouts(&device);
         let nothing = device.create_buffer_init(&BufferInitDescriptor {
@@ -350,13 +350,24 @@ impl Gpu {
         let memory = pollster::block_on(memory.pop());
         let validation = pollster::block_on(validation.pop());
         let internal = pollster::block_on(internal.pop());
-        if memory.is_some() {
-            let device = self.name.clone();
-            return Err(BackendError::OutOfMemory { device, what, needed_bytes });
-        }
-        match validation.or(internal) {
-            Some(error) => Err(self.failure(format!("{what}: {error}"))),
+        match memory.or(validation).or(internal) {
+            Some(error) => Err(self.refusal(what, needed_bytes, &error)),
             None => self.check().map(|()| result),
+        }
+    }
+
+    /// What the device said of a piece of work, as the backend reports it.
+    pub(super) fn refusal(
+        &self,
+        what: &'static str,
+        needed_bytes: usize,
+        error: &wgpu::Error,
+    ) -> BackendError {
+        match error {
+            wgpu::Error::OutOfMemory { .. } => {
+                BackendError::OutOfMemory { device: self.name.clone(), what, needed_bytes }
+            }
+            error => self.failure(format!("{what}: {error}")),
         }
     }
 
@@ -384,9 +395,11 @@ impl Gpu {
         contents: &[u8],
     ) -> Result<wgpu::Buffer, BackendError> {
         self.check_size(what, contents.len())?;
-        let usage = wgpu::BufferUsages::STORAGE;
-        let descriptor = BufferInitDescriptor { label: Some(what), contents, usage };
-        self.guard(what, contents.len(), || self.device.create_buffer_init(&descriptor))
+        // Not a buffer that is mapped when it is made: mapping panics on a device that is lost.
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(what, contents.len(), usage)?;
+        self.guard(what, contents.len(), || self.queue.write_buffer(&buffer, 0, contents))?;
+        Ok(buffer)
     }
 
     /// Refuses what no binding could show to a kernel.

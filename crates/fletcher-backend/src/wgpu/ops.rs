@@ -19,7 +19,7 @@ use super::shader::{
 use super::{Embedding, Linear, Norm, RelativeBias, Rotary, Wgpu};
 
 /// Activations of a block, when the user names no number of tokens.
-const BLOCK_BYTES: usize = 192 << 20;
+const BLOCK_BYTES: usize = 384 << 20;
 /// A block above this many tokens gains nothing.
 const BLOCK_TOKENS_MAX: usize = 49_152;
 /// A block is not split below this many tokens.

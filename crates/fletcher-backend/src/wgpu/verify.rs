@@ -338,8 +338,42 @@ mod tests {
         assert!(error.to_string().contains("activations"), "{error}");
         let error = wgpu.plan(&spec, 1 << 20).unwrap_err();
         assert!(error.to_string().contains("1048576 tokens"), "{error}");
+        // And the device goes on.
+        assert!(lanes(&wgpu.gpu).unwrap() > 0);
     }
 
+    #[test]
+    fn memory_that_ran_out_is_told_with_what_it_was_for() {
+        let Some(wgpu) = device() else { return };
+        let error = wgpu::Error::OutOfMemory { source: "none left".into() };
+        let error = wgpu.gpu.refusal("weights", 4096, &error).to_string();
+        assert!(error.ends_with("out of memory: 4096 bytes needed for weights"), "{error}");
+    }
+
+    /// The same by taking all there is: for a GPU's own memory, never a software driver's.
+    #[test]
+    #[ignore = "takes all of the GPU's memory"]
+    fn memory_that_really_ran_out_is_an_error() {
+        let wgpu = device().expect("a device");
+        assert!(!wgpu.gpu.software, "this would take the machine's memory");
+        let spec = spec(4096, 1, 4096, 4096);
+        let mut arenas = Vec::new();
+        let error = loop {
+            match wgpu.plan(&spec, 60_000) {
+                Ok(arena) => arenas.push(arena),
+                Err(error) => break error,
+            }
+            assert!(arenas.len() < 1000, "a terabyte");
+        };
+        say(&format!("after {} arenas: {error}", arenas.len()));
+        assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");
+        drop(arenas);
+        let mut random = Random(3);
+        let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
+        download(&wgpu, &mut arena, &spec, &batch).unwrap();
+    }
+
+    /// A block that was on its way, the next one, and what is uploaded after that.
     #[test]
     fn a_lost_device_is_an_error() {
         let Some(wgpu) = device() else { return };
@@ -348,9 +382,15 @@ mod tests {
         let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
         download(&wgpu, &mut arena, &spec, &batch).unwrap();
         wgpu.gpu.device.destroy();
-        let (tokens, width) = (batch.tokens(), spec.hidden);
-        let mut hidden = vec![0.0; tokens * width];
-        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
-        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
+        let mut hidden = vec![0.0; batch.tokens() * spec.hidden];
+        let mut errors = Vec::new();
+        for _ in 0..2 {
+            errors.push(wgpu.download_hidden(&mut arena, &batch, &mut hidden).unwrap_err());
+        }
+        errors.push(random.linear(&wgpu, 32, 32).unwrap_err());
+        errors.push(wgpu.plan(&spec, 64).map(drop).unwrap_err());
+        for error in errors {
+            assert!(error.to_string().contains("lost"), "{error}");
+        }
     }
 }
