@@ -109,13 +109,18 @@ class Peer:
 
     @torch.inference_mode()
     def rates(self, batch: int, compile_too: bool) -> dict[str, float]:
-        calls = {"eager": self.embed}
+        forms = {"eager": lambda: self.embed}
         if self.device == "cuda":
-            calls["graph"] = self.graph(batch)
+            forms["graph"] = lambda: self.graph(batch)
             if compile_too and batch <= COMPILED_ROWS_MAX:
-                calls["compile"] = self.compiled()
-        ids = sequences(batch)
-        return {name: median_rate(call, ids) for name, call in calls.items()}
+                forms["compile"] = self.compiled
+        ids, rates = sequences(batch), {}
+        for name, form in forms.items():
+            try:
+                rates[name] = median_rate(form(), ids)
+            except RuntimeError as error:
+                print(f"PyTorch's {name} of {batch} rows left out: {error}", file=sys.stderr)
+        return rates
 
 
 def median_rate(call, ids: torch.Tensor) -> float:

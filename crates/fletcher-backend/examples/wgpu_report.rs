@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "a program")]
 
 #[path = "../tests/common/mod.rs"]
+#[expect(dead_code, reason = "the tests read the rest of a checkpoint")]
 mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,8 +37,8 @@ fn main() -> Result<ExitCode, BackendError> {
     println!("### Fletcher {} on a GPU\n", env!("CARGO_PKG_VERSION"));
     println!("{} {}, {api}:{index}\n", std::env::consts::OS, std::env::consts::ARCH);
     match Wgpu::describe(api) {
-        Ok(adapters) => adapters.split("; ").for_each(|adapter| println!("- {adapter}")),
-        Err(reason) => println!("- none: {reason}"),
+        Ok(adapters) => println!("{adapters}"),
+        Err(reason) => println!("none: {reason}"),
     }
     println!("\n| precision | kernels | conformance suite | golden checkpoints | seconds |");
     println!("|---|---|---|---|---|");

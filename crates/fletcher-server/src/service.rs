@@ -160,7 +160,7 @@ impl Service {
         self.0.batcher.close();
     }
 
-    /// Completes when a device has failed a block, which its requests were told too, with the reason.
+    /// Completes when a device has failed a block, with the reason; its requests were told too.
     pub async fn device_failure(&self) -> String {
         self.0.batcher.failure().await
     }

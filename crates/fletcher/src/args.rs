@@ -297,7 +297,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
     pub(crate) forward_timeout: u64,
 
-    /// What to do when the device fails, besides answering the requests that it failed with an error
+    /// What to do when the device fails, besides answering the requests it failed with an error
     #[arg(long, value_enum, default_value_t = OnDeviceFailureArg::Serve)]
     #[arg(env = "FLETCHER_ON_DEVICE_FAILURE")]
     pub(crate) on_device_failure: OnDeviceFailureArg,

@@ -149,11 +149,26 @@ fn describe_adapter(adapter: &wgpu::Adapter) -> String {
         false => tile(Element::F16, "f16"),
         true => "no f16".to_owned(),
     };
+    // Of the features, those that kernels use; an adapter without the first two cannot be used.
+    let lanes = match (info.subgroup_min_size, info.subgroup_max_size) {
+        (least, most) if least == most => least.to_string(),
+        (least, most) => format!("{least} to {most}"),
+    };
+    let mut features = format!("subgroups of {lanes}, immediates");
+    if !missing_f16(adapter) {
+        features.push_str(", f16");
+    }
+    if listed_tile(adapter, Element::F16).or(listed_tile(adapter, Element::F32)).is_some() {
+        features.push_str(", cooperative matrices");
+    }
     format!(
-        "{name}: {}, {f16}; buffers to {} MiB, workgroup memory {} KiB",
+        "{name}: {}, {f16}; uses {features}; limits: buffers of {} MiB, workgroups of {} threads \
+         and {} KiB, {} workgroups a dimension",
         tile(Element::F32, "f32"),
-        limits.max_storage_buffer_binding_size >> 20,
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) >> 20,
+        limits.max_compute_invocations_per_workgroup,
         limits.max_compute_workgroup_storage_size >> 10,
+        limits.max_compute_workgroups_per_dimension,
     )
 }
 

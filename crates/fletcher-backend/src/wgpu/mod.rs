@@ -58,7 +58,8 @@ pub enum KernelSet {
 pub struct WgpuOptions {
     /// The best kernels that may be used.
     pub kernels: KernelSet,
-    /// Whether to time the kernels by the device's clock ([`Wgpu::take_profile`]), which costs time.
+    /// Whether to time the kernels by the device's clock, which costs time; see
+    /// [`Wgpu::take_profile`].
     pub profiled: bool,
 }
 
