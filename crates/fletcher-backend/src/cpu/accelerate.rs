@@ -1,6 +1,6 @@
-//! The CPU with Accelerate's BLAS for the products, on a Mac: Apple opens its chips' matrix units to
-//! that library alone. A device of its own, because the library does not promise what `cpu` does:
-//! that a text's vector is the same, bit for bit, in any batch.
+//! The CPU with Accelerate's BLAS for the products, on a Mac: Apple opens its matrix units to that
+//! library alone. A device of its own, because the library does not promise what `cpu` does: that a
+//! text's vector is the same, bit for bit, in any batch.
 //!
 //! All else is the CPU backend's. On other systems only the tests build this, with a plain product
 //! in the library's place.
