@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fletcher_core::embedder::{BlockRow, Embedder};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::{ItemError, RequestError};
 use crate::metrics::Metrics;
@@ -136,6 +136,8 @@ struct Shared {
     work: Condvar,
     /// Work went, so there may be room.
     room: Notify,
+    /// The first block that failed as a whole, for those who would rather stop.
+    failed: watch::Sender<Option<String>>,
 }
 
 #[derive(Default)]
@@ -208,6 +210,7 @@ impl Batcher {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Notify::new(),
+            failed: watch::Sender::default(),
         });
         let spawn = |worker: usize| {
             let shared = shared.clone();
@@ -217,6 +220,14 @@ impl Batcher {
         };
         let threads = (0..workers).filter_map(spawn).collect();
         Self { shared, threads: Mutex::new(threads) }
+    }
+
+    /// Completes when a block has failed as a whole, with the reason.
+    pub(crate) async fn failure(&self) -> String {
+        let mut failed = self.shared.failed.subscribe();
+        let first = failed.wait_for(Option::is_some).await;
+        // The sender is in `self.shared`, so it cannot have gone.
+        first.ok().and_then(|message| message.clone()).unwrap_or_default()
     }
 
     /// Whether a request would be refused now.
@@ -503,6 +514,9 @@ impl Shared {
             Ok(vectors) => vectors.into_iter(),
             Err(message) => {
                 tracing::error!(message, rows = rows.len(), "a block failed");
+                self.failed.send_if_modified(|first| {
+                    first.is_none() && first.replace(message.clone()).is_none()
+                });
                 vec![Err(ItemError::Engine { message }); rows.len()].into_iter()
             }
         };
