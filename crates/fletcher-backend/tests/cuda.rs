@@ -55,8 +55,8 @@ fn conformance_of_every_variant() {
 }
 
 /// The kernels that keep whole rows, by one block or by a pair, and the composition of operations
-/// over the same shapes; batches whose last tile of rows is full, or has one row, and sequences over
-/// several tiles.
+/// over the same shapes; batches whose last tile of rows is full, or has one row, and sequences
+/// over several tiles.
 #[test]
 fn rowwise_layers() {
     let shapes = [(384, 12, 1536), (384, 6, 512), (768, 12, 1024)];

@@ -45,8 +45,8 @@ pub fn check<B: Backend>(backend: &B, tolerance: f64) -> Result<(), BackendError
     Ok(())
 }
 
-/// A spec like BERT's with random weights, for [`worst_of`]: the shapes that a backend has kernels of
-/// its own for, or long sequences.
+/// A spec like BERT's with random weights, for [`worst_of`]: the shapes that a backend has kernels
+/// of its own for, or long sequences.
 pub fn bert_like(
     hidden: usize,
     heads: usize,

@@ -226,8 +226,8 @@ impl Kernels {
     }
 }
 
-/// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows, twice
-/// unless heads are wide.
+/// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows,
+/// twice unless heads are wide.
 pub(super) fn tiled_shared(dim: usize) -> usize {
     let stages = if dim == 128 { 1 } else { 2 };
     stages * 3 * 64 * (2 * dim + 16)

@@ -18,8 +18,9 @@ use super::kernels::{
 };
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, rowwise, small, stride};
 
-/// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product, few
-/// enough that a block's activations mostly stay in the L2 cache from one operation to the next.
+/// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
+/// few enough that a block's activations mostly stay in the L2 cache from one operation to the
+/// next.
 const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
@@ -30,14 +31,14 @@ const SMALLEST_BLOCK_TOKENS: usize = 16_384;
 /// memory's bandwidth is what limits it, and a tile of x takes its share whatever the width.
 const STEP_COLUMNS: usize = 85;
 /// What the epilogue of a tile costs where both warpgroups share it, where one makes it alone, and
-/// where that happens beside the other's products; in steps of 5/3 of the tile's width. Fitted to the
-/// times of every variant on the shapes of MiniLM and BERT base at 2,048 to 65,536 tokens.
+/// where that happens beside the other's products; in steps of 5/3 of the tile's width. Fitted to
+/// the times of every variant on the shapes of MiniLM and BERT base at 2,048 to 65,536 tokens.
 const EPILOGUE_STEPS: usize = 5;
 const EPILOGUE_STEPS_ALONE: usize = 6;
 const EPILOGUE_STEPS_BESIDE: usize = 3;
 
-/// Most batches in flight by the kernels that keep whole rows: of 32 sequences of 64 tokens each, 16
-/// blocks, so many fill the card.
+/// Most batches in flight by the kernels that keep whole rows: of 32 sequences of 64 tokens each,
+/// 16 blocks, so many fill the card.
 const ROWWISE_ARENAS_MAX: usize = 16;
 /// Up to so many bytes of vectors are written to the host's memory by the kernel that makes them: a
 /// copy would take longer to begin. Multiprocessors wait for the bus when they write more.
@@ -194,9 +195,9 @@ impl Backend for Cuda {
         self.workers
     }
 
-    /// A small encoder's batches are a few blocks each, and so are small batches by the kernels that
-    /// keep whole rows: many fill the card. The others' operations fill it alone: a second arena
-    /// hides the host's part, and more would only share the L2 cache.
+    /// A small encoder's batches are a few blocks each, and so are small batches by the kernels
+    /// that keep whole rows: many fill the card. The others' operations fill it alone: a second
+    /// arena hides the host's part, and more would only share the L2 cache.
     fn arenas(&self, spec: &EncoderSpec) -> usize {
         match small::preferred_tokens(self, spec) {
             Some(_) => self.workers,

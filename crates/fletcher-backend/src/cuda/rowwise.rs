@@ -1,5 +1,5 @@
-//! Layers by the kernels that keep whole rows of the state (`kernels/rowwise.cu`): which models they
-//! take, and when they pay.
+//! Layers by the kernels that keep whole rows of the state (`kernels/rowwise.cu`): which models
+//! they take, and when they pay.
 
 use fletcher_core::backend::{AttentionOp, Backend, BackendError, Epilogue, LinearOp, Slot};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
@@ -14,12 +14,13 @@ use super::kernels::{
 use super::ops::address;
 use super::{Cuda, Linear, Norm};
 
-/// A block's 128 rows take as long however many blocks there are. While the card has fewer tokens to
-/// encode than this share of what fills it once, in eighths, the composition of operations is
+/// A block's 128 rows take as long however many blocks there are. While the card has fewer tokens
+/// to encode than this share of what fills it once, in eighths, the composition of operations is
 /// faster, which deals out columns too.
 const FILLED_MIN: usize = 5;
 
-/// A linear layer, the residual sum with [`Slot::Hidden`], a norm, and perhaps another linear layer.
+/// A linear layer, the residual sum with [`Slot::Hidden`], a norm, and perhaps another linear
+/// layer.
 struct RowwiseOp<'a> {
     input: Slot,
     first: &'a Linear,
@@ -159,7 +160,7 @@ fn launch(
         threads: 384,
         shared_bytes: ROWWISE_SHARED,
     };
-    // SAFETY: `RowwiseArgs`; the maps are of the slots and weights, whose widths `blocks_of_row` and
-    // `chained` have checked, and all biases are there.
+    // SAFETY: `RowwiseArgs`; the maps are of the slots and weights, whose widths `blocks_of_row`
+    // and `chained` have checked, and all biases are there.
     unsafe { arena.stream.launch(&kernel, grid, &arguments) }
 }
