@@ -112,7 +112,14 @@ macro_rules! shells {
 
 shells!(scalar, Isa::Scalar, crate::isa::scalar::Portable, #[inline(never)]);
 #[cfg(target_arch = "x86_64")]
-shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2, #[target_feature(enable = "avx2,fma")]);
+shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2<false>, #[target_feature(enable = "avx2,fma")]);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx2_dot,
+    Isa::Avx2Dot,
+    crate::isa::avx2::Avx2<true>,
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+);
 #[cfg(target_arch = "x86_64")]
 shells!(
     avx512,
@@ -129,6 +136,31 @@ shells!(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
     )]
 );
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::*;
+    use crate::isa::amx::Hardware;
+
+    /// # Safety
+    /// The CPU has the features, and tiles; see the kernel.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+    unsafe fn gemm(arguments: &mut Gemm<'_>) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            match arguments.linear.format() {
+                Format::F32 => (avx512_dot::TABLE.gemm)(arguments),
+                Format::Bf16 | Format::Int8 => crate::ops::gemm::amx::gemm::<Hardware>(arguments),
+            }
+        }
+    }
+
+    fn pack(format: Format, shape: LinearShape, weight: &[f32], bias: Option<&[f32]>) -> Linear {
+        Linear::pack::<crate::isa::avx512::Avx512<true>>(Isa::Amx, format, shape, weight, bias)
+    }
+
+    /// Everything but products of narrow numbers is that of the vectors below.
+    pub(super) static TABLE: Table = Table { isa: Isa::Amx, pack, gemm, ..avx512_dot::TABLE };
+}
 #[cfg(target_arch = "aarch64")]
 shells!(neon, Isa::Neon, crate::isa::neon::Neon<false>, #[target_feature(enable = "neon")]);
 #[cfg(target_arch = "aarch64")]
@@ -167,9 +199,13 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Dot => &avx2_dot::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Dot => &avx512_dot::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &amx::TABLE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::TABLE,
             #[cfg(target_arch = "aarch64")]

@@ -15,6 +15,9 @@
 //! its own step and zero. Sums are exact integers, so `step * step * (sum - zero * sum of weights)`
 //! is the product of the rounded operands to f32's precision.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+
 use std::marker::PhantomData;
 
 use crate::buffer::AlignedBuffer;
@@ -89,7 +92,7 @@ impl Linear {
         assert!(fits, "sums of {} products of bytes", shape.cols);
         let panel = L::WIDTH * TILE_VECTORS;
         let columns = packed_columns::<L>(shape);
-        let words = shape.cols.div_ceil(format.per_word());
+        let words = isa.packed_words(format, shape.cols);
         let mut packed = AlignedBuffer::new(columns.len() * words);
         let byte_columns = if format == Format::Int8 { columns.len() } else { 0 };
         let mut steps = AlignedBuffer::new(byte_columns);
@@ -133,7 +136,13 @@ impl Linear {
         Self { isa, shape, format, weight: packed, bias: packed_bias, steps, totals }
     }
 
-    /// Words of a row.
+    /// Words of a packed row.
+    #[cfg(target_arch = "x86_64")]
+    fn packed_words(&self) -> usize {
+        self.isa.packed_words(self.format, self.shape.cols)
+    }
+
+    /// Words of an input's row.
     fn words(&self) -> usize {
         self.shape.cols.div_ceil(self.format.per_word())
     }
