@@ -24,18 +24,19 @@ impl Unit {
         if tile < 6 { rows } else { ROWS }
     }
 
-    /// `sums = word(sums, a, b)` for every row's words of `a` and rows of `b`.
+    /// Replaces each sum by what `dot` makes of it, the row of `a` and the column of `b`.
     fn dot(
         &mut self,
         [sums, a, b]: [u8; 3],
-        row: impl Fn(&mut [u32], &[u32], &dyn Fn(usize, usize) -> u32),
+        dot: impl Fn(u32, &mut dyn Iterator<Item = (u32, u32)>) -> u32,
     ) {
-        assert_eq!(self.rows(sums), self.rows(a));
-        assert_eq!(self.rows(b), ROWS);
-        let (a_tile, b_tile) = (self.tiles[usize::from(a)], self.tiles[usize::from(b)]);
-        for at in 0..self.rows(sums) {
-            let b = |word: usize, column: usize| b_tile[word][column];
-            row(&mut self.tiles[usize::from(sums)][at], &a_tile[at], &b);
+        let rows = self.rows(sums);
+        assert_eq!((rows, ROWS), (self.rows(a), self.rows(b)));
+        let [a, b] = [a, b].map(|tile| self.tiles[usize::from(tile)]);
+        for (row, sums) in a.iter().zip(&mut self.tiles[usize::from(sums)]).take(rows) {
+            for (column, sum) in sums.iter_mut().enumerate() {
+                *sum = dot(*sum, &mut row.iter().zip(&b).map(|(&a, b)| (a, b[column])));
+            }
         }
     }
 }
@@ -85,34 +86,24 @@ impl Tiles for Emulated {
         });
     }
     unsafe fn dot_bf16<const SUMS: u8, const A: u8, const B: u8>() {
-        UNIT.with_borrow_mut(|unit| {
-            unit.dot([SUMS, A, B], |sums, a, b| {
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    let [mut even, mut odd] = [0.0; 2];
-                    for (word, &a) in a.iter().enumerate() {
-                        let b = b(word, column);
-                        even = fused(even, a << 16, b << 16);
-                        odd = fused(odd, a & 0xffff_0000, b & 0xffff_0000);
-                    }
-                    let pairs = flush(even + odd);
-                    *sum = flush(flush(f32::from_bits(*sum)) + pairs).to_bits();
-                }
-            });
-        });
+        let dot = |sum: u32, words: &mut dyn Iterator<Item = (u32, u32)>| {
+            let [mut even, mut odd] = [0.0; 2];
+            for (a, b) in words {
+                even = fused(even, a << 16, b << 16);
+                odd = fused(odd, a & 0xffff_0000, b & 0xffff_0000);
+            }
+            flush(flush(f32::from_bits(sum)) + flush(even + odd)).to_bits()
+        };
+        UNIT.with_borrow_mut(|unit| unit.dot([SUMS, A, B], dot));
     }
     unsafe fn dot_int8<const SUMS: u8, const A: u8, const B: u8>() {
-        UNIT.with_borrow_mut(|unit| {
-            unit.dot([SUMS, A, B], |sums, a, b| {
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    for (word, a) in a.iter().enumerate() {
-                        let (a, b) = (a.to_le_bytes(), b(word, column).to_le_bytes());
-                        for (a, b) in a.into_iter().zip(b) {
-                            let product = i32::from(a) * i32::from(b as i8);
-                            *sum = sum.wrapping_add_signed(product);
-                        }
-                    }
-                }
-            });
-        });
+        let dot = |sum: u32, words: &mut dyn Iterator<Item = (u32, u32)>| {
+            words.fold(sum, |sum, (a, b)| {
+                let bytes = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+                let products = bytes.map(|(a, b)| i32::from(a) * i32::from(b as i8));
+                sum.wrapping_add_signed(products.sum())
+            })
+        };
+        UNIT.with_borrow_mut(|unit| unit.dot([SUMS, A, B], dot));
     }
 }
