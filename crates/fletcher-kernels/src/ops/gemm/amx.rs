@@ -32,6 +32,9 @@ type Vector = Avx512<true>;
 const PANEL: usize = Vector::WIDTH * TILE_VECTORS;
 /// Rows that are summed at a time.
 const UNIT_ROWS: usize = 2 * ROWS;
+/// Rows that are finished at a time behind a step: few enough to leave no gap between products, and
+/// enough to be worth a call.
+const FINISH_ROWS: usize = UNIT_ROWS / 2;
 /// Bytes of a panel that a step multiplies: two tiles.
 const STEP_BYTES: usize = ROW_WORDS * PANEL * 4;
 
@@ -228,7 +231,8 @@ struct Product {
 
 impl Product {
     /// Computes a unit of two tiles of rows, or one if not `TALL`, and two of columns, or one if
-    /// not `WIDE`. After each step, `meanwhile` may finish that many rows.
+    /// not `WIDE`. After each step, `meanwhile` may finish as many rows as
+    /// it is told.
     ///
     /// # Safety
     /// The thread's tiles are configured; the unit's tiles are rows of the inputs.
@@ -239,7 +243,6 @@ impl Product {
         meanwhile: &mut impl FnMut(usize),
     ) {
         let (whole, tail) = (self.row_bytes / ROW_BYTES, self.row_bytes % ROW_BYTES);
-        let rows = UNIT_ROWS.div_ceil(whole + usize::from(tail > 0));
         let high = unit.high.unwrap_or_default();
         // SAFETY: steps 0..whole are inside rows and panel, and the tail is inside its buffer; the
         // second tile of sums starts at most 16 rows below the first.
@@ -256,7 +259,7 @@ impl Product {
                 a = a.add(ROW_BYTES);
                 a_high = a_high.add(ROW_BYTES);
                 b = b.add(STEP_BYTES);
-                meanwhile(rows);
+                meanwhile(FINISH_ROWS);
             }
             if tail > 0 {
                 let mut last = [const { MaybeUninit::<[u8; ROW_BYTES]>::uninit() }; UNIT_ROWS];
