@@ -140,6 +140,8 @@ shells!(
 mod amx {
     use super::*;
     use crate::isa::amx::Hardware;
+    use crate::ops::attention::amx as attend;
+    use crate::ops::gemm::amx as product;
 
     /// # Safety
     /// The CPU has the features, and tiles; see the kernel.
@@ -149,7 +151,21 @@ mod amx {
         unsafe {
             match arguments.linear.format() {
                 Format::F32 => (avx512_dot::TABLE.gemm)(arguments),
-                Format::Bf16 | Format::Int8 => crate::ops::gemm::amx::gemm::<Hardware>(arguments),
+                Format::Bf16 | Format::Int8 => product::gemm::<Hardware>(arguments),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`gemm`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+    unsafe fn attention(arguments: &mut Attention<'_>) {
+        // SAFETY: the caller's guarantees are passed on; the scratch that tiles ask for is what
+        // vectors ask for where they take over.
+        unsafe {
+            match attend::suits(arguments.rows.format(), arguments.shape.head_dim) {
+                true => attend::attention::<Hardware>(arguments),
+                false => (avx512_dot::TABLE.attention)(arguments),
             }
         }
     }
@@ -159,7 +175,14 @@ mod amx {
     }
 
     /// Everything but products of narrow numbers is that of the vectors below.
-    pub(super) static TABLE: Table = Table { isa: Isa::Amx, pack, gemm, ..avx512_dot::TABLE };
+    pub(super) static TABLE: Table = Table {
+        isa: Isa::Amx,
+        pack,
+        attention_scratch: attend::scratch,
+        gemm,
+        attention,
+        ..avx512_dot::TABLE
+    };
 }
 #[cfg(target_arch = "aarch64")]
 shells!(neon, Isa::Neon, crate::isa::neon::Neon<false>, #[target_feature(enable = "neon")]);

@@ -10,6 +10,8 @@
 //! two columns of a key, or one column of two neighbouring keys' values, and the probabilities
 //! are rounded to bfloat16; scores, softmax and sums stay in single precision.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -274,7 +276,7 @@ struct Head<'a> {
     layout: &'a Scratch,
 }
 
-/// Elements `at..` of a row as a word; the one behind its end is 0.
+/// Elements `at..` of a row as a word; one behind its end is 0.
 ///
 /// # Safety
 /// `row` has `columns` elements, and `at < columns`.
@@ -333,8 +335,7 @@ unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, hea
     }
 }
 
-/// Copies a head's values side by side, padded with zeros to whole vectors; with two elements a
-/// word, those of neighbouring tokens share words.
+/// Copies a head's values side by side, padded with zeros to whole vectors; pairs of tokens share words.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
