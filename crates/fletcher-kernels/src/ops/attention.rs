@@ -335,7 +335,7 @@ unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, hea
     }
 }
 
-/// Copies a head's values side by side, padded with zeros to whole vectors; pairs of tokens share words.
+/// Copies a head's values, padded with zeros to whole vectors; pairs of tokens share words.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
