@@ -1,7 +1,7 @@
 //! Prints how fast the kernels are: operations a cycle by shape, format and instruction set, on one
 //! thread. The arithmetic peak of a core with two 256-bit multipliers (Zen 4) is 32 in f32, 64 in
-//! bf16 and 128 in int8. The clock is that of plain integers, which wide multiplications may lower: what
-//! the multipliers do at most is measured, in billions of operations a second.
+//! bf16 and 128 in int8. The clock is that of plain integers, which wide multiplications may lower:
+//! what the multipliers do at most is measured, in billions of operations a second.
 //!
 //! `cargo run --release -p fletcher-kernels --example peak [WORD IN A SET'S NAME]`
 

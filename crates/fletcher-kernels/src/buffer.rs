@@ -11,8 +11,8 @@ use crate::zeroed;
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
 
-/// Rows of more lines than this are long enough that one register tile's rows, at a distance that is
-/// a multiple of a few lines, fall into few sets of a first-level cache and evict each other.
+/// Rows of more lines than this are so long that one register tile's rows, at a distance that is a
+/// multiple of a few lines, fall into few sets of a first-level cache and evict each other.
 const SHORT_LINES: usize = 8;
 
 /// The distance between rows, in elements, at which rows of `columns` are best laid out: whole
