@@ -117,14 +117,21 @@ shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2, #[target_feature(enable = "avx2
 shells!(
     avx512,
     Isa::Avx512,
-    crate::isa::avx512::Avx512<false>,
+    crate::isa::avx512::Avx512<false, false>,
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx512_vnni,
+    Isa::Avx512Vnni,
+    crate::isa::avx512::Avx512<false, true>,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 );
 #[cfg(target_arch = "x86_64")]
 shells!(
     avx512_dot,
     Isa::Avx512Dot,
-    crate::isa::avx512::Avx512<true>,
+    crate::isa::avx512::Avx512<true, true>,
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
     )]
@@ -168,6 +175,8 @@ impl Kernels {
             Isa::Avx2 => &avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &avx512_vnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Dot => &avx512_dot::TABLE,
             #[cfg(target_arch = "aarch64")]

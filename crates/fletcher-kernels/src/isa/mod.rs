@@ -24,7 +24,9 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same with BF16 and VNNI: dot products of bfloat16 and of bytes.
+    /// The same with VNNI, dot products of bytes: Intel's servers from 2019 on.
+    Avx512Vnni,
+    /// The same with BF16 too, dot products of bfloat16.
     Avx512Dot,
     /// 64-bit Arm.
     Neon,
@@ -48,9 +50,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
             {
                 sets.push(Isa::Avx512);
-                if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
-                {
-                    sets.push(Isa::Avx512Dot);
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Isa::Avx512Vnni);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(Isa::Avx512Dot);
+                    }
                 }
             }
         }
@@ -76,6 +80,7 @@ impl Isa {
             Isa::Scalar => "portable",
             Isa::Avx2 => "AVX2+FMA",
             Isa::Avx512 => "AVX-512",
+            Isa::Avx512Vnni => "AVX-512 with VNNI",
             Isa::Avx512Dot => "AVX-512 with BF16 and VNNI",
             Isa::Neon => "NEON",
             Isa::NeonDot => "NEON with BF16 and I8MM",
