@@ -384,21 +384,41 @@ impl<E: Element, P: Product> Store<E, P> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, tile: &Tile, epilogue: Epilogue) {
         let whole = self.columns == TILE_VECTORS * L::WIDTH;
+        let rounds = E::FORMAT == Format::Bf16;
         // SAFETY: the caller's guarantees are passed on.
         unsafe {
             match epilogue {
-                Epilogue::Accumulate if whole && E::FORMAT == Format::F32 => {
-                    return L::call(&Multiply(tile, PhantomData::<P>, &Direct::<E, P, true>(self)));
-                }
+                Epilogue::Accumulate if whole && !rounds => self.direct::<L, true>(tile),
                 Epilogue::Activate(Activation::Identity)
-                    if whole && (E::FORMAT == Format::Bf16 || P::FORMAT == Format::F32) =>
+                    if whole && (rounds || P::FORMAT == Format::F32) =>
                 {
-                    return L::call(&Multiply(tile, PhantomData::<P>, &Direct::<E, P, false>(self)));
+                    self.direct::<L, false>(tile);
                 }
-                _ => {}
+                _ => {
+                    let words = Words { to: self.sums, stride: TILE_VECTORS * L::WIDTH };
+                    tile::run::<L, _>(P::FORMAT, tile, &words);
+                    self.stored::<L>(epilogue);
+                }
             }
-            let words = Words { to: self.sums, stride: TILE_VECTORS * L::WIDTH };
-            tile::run::<L, _>(P::FORMAT, tile, &words);
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`], and all columns of the panel exist.
+    #[inline(always)]
+    unsafe fn direct<L: Lanes, const ADD: bool>(&self, tile: &Tile) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { L::call(&Multiply(tile, PhantomData::<P>, &Direct::<E, P, ADD>(self))) }
+    }
+
+    /// Stores what the sums in memory become.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    #[inline(always)]
+    unsafe fn stored<L: Lanes>(&self, epilogue: Epilogue) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
             match epilogue {
                 Epilogue::Accumulate => L::call(&Accumulate(self)),
                 Epilogue::Activate(activation) => {
