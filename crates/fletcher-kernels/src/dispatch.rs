@@ -124,14 +124,21 @@ shells!(
 shells!(
     avx512,
     Isa::Avx512,
-    crate::isa::avx512::Avx512<false>,
+    crate::isa::avx512::Avx512<false, false>,
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx512_vnni,
+    Isa::Avx512Vnni,
+    crate::isa::avx512::Avx512<false, true>,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 );
 #[cfg(target_arch = "x86_64")]
 shells!(
     avx512_dot,
     Isa::Avx512Dot,
-    crate::isa::avx512::Avx512<true>,
+    crate::isa::avx512::Avx512<true, true>,
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
     )]
@@ -171,7 +178,13 @@ mod amx {
     }
 
     fn pack(format: Format, shape: LinearShape, weight: &[f32], bias: Option<&[f32]>) -> Linear {
-        Linear::pack::<crate::isa::avx512::Avx512<true>>(Isa::Amx, format, shape, weight, bias)
+        Linear::pack::<crate::isa::avx512::Avx512<true, true>>(
+            Isa::Amx,
+            format,
+            shape,
+            weight,
+            bias,
+        )
     }
 
     /// Everything but products of narrow numbers is that of the vectors below.
@@ -225,6 +238,8 @@ impl Kernels {
             Isa::Avx2Dot => &avx2_dot::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &avx512_vnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Dot => &avx512_dot::TABLE,
             #[cfg(target_arch = "x86_64")]

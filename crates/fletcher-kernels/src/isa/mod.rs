@@ -28,7 +28,9 @@ pub enum Isa {
     Avx2Dot,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same with BF16 and VNNI: dot products of bfloat16 and of bytes.
+    /// The same with VNNI, dot products of bytes: Intel's servers from 2019 on.
+    Avx512Vnni,
+    /// The same with BF16 too, dot products of bfloat16.
     Avx512Dot,
     /// The same with AMX: products of whole tiles of bfloat16 and of bytes.
     Amx,
@@ -57,11 +59,13 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
             {
                 sets.push(Isa::Avx512);
-                if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
-                {
-                    sets.push(Isa::Avx512Dot);
-                    if amx::available() {
-                        sets.push(Isa::Amx);
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Isa::Avx512Vnni);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(Isa::Avx512Dot);
+                        if amx::available() {
+                            sets.push(Isa::Amx);
+                        }
                     }
                 }
             }
@@ -100,6 +104,7 @@ impl Isa {
             Isa::Avx2 => "AVX2+FMA",
             Isa::Avx2Dot => "AVX2+FMA with VNNI",
             Isa::Avx512 => "AVX-512",
+            Isa::Avx512Vnni => "AVX-512 with VNNI",
             Isa::Avx512Dot => "AVX-512 with BF16 and VNNI",
             Isa::Amx => "AVX-512 with AMX",
             Isa::Neon => "NEON",

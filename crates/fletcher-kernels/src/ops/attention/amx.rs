@@ -16,7 +16,7 @@ use crate::isa::{Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format};
 
 /// What packs, takes the softmax and stores.
-type Vector = Avx512<true>;
+type Vector = Avx512<true, true>;
 
 /// Keys of a panel, and of a step of their values.
 const PANEL: usize = Vector::WIDTH * TILE_VECTORS;

@@ -15,6 +15,7 @@
 //! All sums run over the same steps in the same order, so none of this changes a bit.
 
 use std::arch::x86_64::{_mm512_maskz_loadu_epi8, _mm512_storeu_si512};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::{BLOCK_BYTES, Gemm, Input, Output, Store};
@@ -22,11 +23,12 @@ use crate::isa::Lanes;
 use crate::isa::TILE_VECTORS;
 use crate::isa::amx::{Configured, ROW_BYTES, ROW_WORDS, ROWS, Tiles};
 use crate::isa::avx512::Avx512;
-use crate::number::{Bf16, Element, RowScale};
+use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::gemm::Epilogue;
+use crate::ops::tile::{Pairs, Product, Quads};
 
 /// What finishes the sums.
-type Vector = Avx512<true>;
+type Vector = Avx512<true, true>;
 
 /// Columns of a panel.
 const PANEL: usize = Vector::WIDTH * TILE_VECTORS;
@@ -55,13 +57,13 @@ pub(crate) unsafe fn gemm<T: Tiles>(g: &mut Gemm<'_>) {
     unsafe {
         match (&mut g.y, g.x) {
             (Output::F32(y), Input::Int8 { scales, .. }) => {
-                panels::<T, f32, true>(y.as_mut_ptr(), scales.as_ptr(), g)
+                panels::<T, f32, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
             }
             (Output::Bf16(y), Input::Int8 { scales, .. }) => {
-                panels::<T, Bf16, true>(y.as_mut_ptr(), scales.as_ptr(), g)
+                panels::<T, Bf16, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
             }
-            (Output::F32(y), _) => panels::<T, f32, false>(y.as_mut_ptr(), std::ptr::null(), g),
-            (Output::Bf16(y), _) => panels::<T, Bf16, false>(y.as_mut_ptr(), std::ptr::null(), g),
+            (Output::F32(y), _) => panels::<T, f32, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
+            (Output::Bf16(y), _) => panels::<T, Bf16, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
         }
     }
 }
@@ -72,7 +74,7 @@ pub(crate) unsafe fn gemm<T: Tiles>(g: &mut Gemm<'_>) {
 /// As [`gemm`]; there are rows; `y` is the output's first element, and `scales` the input's, in
 /// bytes.
 #[inline(always)]
-unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
+unsafe fn panels<T: Tiles, E: Element, P: Product>(
     y: *mut E,
     scales: *const RowScale,
     g: &Gemm<'_>,
@@ -85,7 +87,7 @@ unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
     let block = (BLOCK_BYTES / (4 * words)).next_multiple_of(UNIT_ROWS);
     let mut sums = [const { Sums([MaybeUninit::uninit(); UNIT_ROWS * PANEL]) }; 2];
     let [mut out, mut finished] = sums.each_mut().map(|sums| sums.0.as_mut_ptr().cast::<f32>());
-    let mut waiting: Option<Waiting<E, BYTES>> = None;
+    let mut waiting: Option<Waiting<E, P>> = None;
     // SAFETY: units are rows of x and y, columns first..first + columns are inside y, and a panel
     // holds packed_words() words of each of its columns.
     unsafe {
@@ -98,7 +100,7 @@ unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
                 let columns = step.min(outputs - first);
                 let wide = linear.shape.gated || columns > Vector::WIDTH;
                 for unit in (Units { start, end }) {
-                    let product = Product {
+                    let product = Operands {
                         inputs: g.x.start(),
                         stride: g.x_stride * word_bytes,
                         row_bytes: linear.shape.cols * word_bytes,
@@ -112,16 +114,10 @@ unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
                         }
                     };
                     match (unit.high, wide) {
-                        (Some(_), true) => {
-                            product.run::<T, BYTES, true, true>(&unit, &mut meanwhile)
-                        }
-                        (Some(_), false) => {
-                            product.run::<T, BYTES, true, false>(&unit, &mut meanwhile)
-                        }
-                        (None, true) => product.run::<T, BYTES, false, true>(&unit, &mut meanwhile),
-                        (None, false) => {
-                            product.run::<T, BYTES, false, false>(&unit, &mut meanwhile)
-                        }
+                        (Some(_), true) => product.run::<T, P, true, true>(&unit, &mut meanwhile),
+                        (Some(_), false) => product.run::<T, P, true, false>(&unit, &mut meanwhile),
+                        (None, true) => product.run::<T, P, false, true>(&unit, &mut meanwhile),
+                        (None, false) => product.run::<T, P, false, false>(&unit, &mut meanwhile),
                     }
                     meanwhile(UNIT_ROWS);
                     let at = p * PANEL;
@@ -135,6 +131,7 @@ unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
                         columns,
                         y: y.add(unit.first * g.y_stride + first),
                         stride: g.y_stride,
+                        product: PhantomData,
                     }));
                     std::mem::swap(&mut out, &mut finished);
                 }
@@ -148,13 +145,13 @@ unsafe fn panels<T: Tiles, E: Element, const BYTES: bool>(
 }
 
 /// Rows whose sums are there and that are not finished yet.
-struct Waiting<E, const BYTES: bool>(Store<E, BYTES>);
+struct Waiting<E, P>(Store<E, P>);
 
-impl<E: Element, const BYTES: bool> Waiting<E, BYTES> {
+impl<E: Element, P: Product> Waiting<E, P> {
     /// Finishes up to `rows` of them.
     ///
     /// # Safety
-    /// As [`Store::run`].
+    /// As [`Store::stored`].
     #[inline(always)]
     unsafe fn store(&mut self, rows: usize, epilogue: Epilogue) {
         let all = &mut self.0;
@@ -168,7 +165,7 @@ impl<E: Element, const BYTES: bool> Waiting<E, BYTES> {
         all.scales = all.scales.wrapping_add(rows);
         all.y = all.y.wrapping_add(rows * all.stride);
         // SAFETY: these are some of the rows that the caller guarantees.
-        unsafe { now.run::<Vector>(epilogue) }
+        unsafe { now.stored::<Vector>(epilogue) }
     }
 }
 
@@ -215,7 +212,7 @@ impl Iterator for Units {
 }
 
 /// A unit's sums over one panel.
-struct Product {
+struct Operands {
     /// All rows of inputs.
     inputs: *const u8,
     /// Bytes from a row to the next.
@@ -229,7 +226,7 @@ struct Product {
     out: *mut f32,
 }
 
-impl Product {
+impl Operands {
     /// Computes a unit of two tiles of rows, or one if not `TALL`, and two of columns, or one if
     /// not `WIDE`. After each step, `meanwhile` may finish as many rows as
     /// it is told.
@@ -237,7 +234,7 @@ impl Product {
     /// # Safety
     /// The thread's tiles are configured; the unit's tiles are rows of the inputs.
     #[inline(always)]
-    unsafe fn run<T: Tiles, const BYTES: bool, const TALL: bool, const WIDE: bool>(
+    unsafe fn run<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
         &self,
         unit: &Unit,
         meanwhile: &mut impl FnMut(usize),
@@ -255,7 +252,7 @@ impl Product {
             T::zero::<2>();
             T::zero::<3>();
             for _ in 0..whole {
-                step::<T, BYTES, TALL, WIDE>((a, a_high, self.stride), b);
+                step::<T, P, TALL, WIDE>((a, a_high, self.stride), b);
                 a = a.add(ROW_BYTES);
                 a_high = a_high.add(ROW_BYTES);
                 b = b.add(STEP_BYTES);
@@ -272,7 +269,7 @@ impl Product {
                 }
                 let last = last.as_ptr().cast::<u8>();
                 let last_high = last.add(ROWS * ROW_BYTES);
-                step::<T, BYTES, TALL, WIDE>((last, last_high, ROW_BYTES), b);
+                step::<T, P, TALL, WIDE>((last, last_high, ROW_BYTES), b);
             }
             let stride = PANEL * size_of::<f32>();
             let out = self.out.cast::<u8>();
@@ -297,15 +294,15 @@ impl Product {
 /// The thread's tiles are configured; the pointers lead to tiles of inputs, and to two of the
 /// weight side by side.
 #[inline(always)]
-unsafe fn step<T: Tiles, const BYTES: bool, const TALL: bool, const WIDE: bool>(
+unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
     (a, a_high, stride): (*const u8, *const u8, usize),
     b: *const u8,
 ) {
     macro_rules! dot {
         ($sums:literal, $a:literal, $b:literal) => {
-            match BYTES {
-                true => T::dot_int8::<$sums, $a, $b>(),
-                false => T::dot_bf16::<$sums, $a, $b>(),
+            match P::FORMAT {
+                Format::Int8 => T::dot_int8::<$sums, $a, $b>(),
+                _ => T::dot_bf16::<$sums, $a, $b>(),
             }
         };
     }
