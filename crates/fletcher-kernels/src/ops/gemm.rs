@@ -27,7 +27,7 @@ use crate::ops::tile::{
 
 /// Bytes of input that a block of rows may hold: with the panel and the outputs in flight they fit
 /// the 1 MiB of L2 that the smaller current server cores have.
-const BLOCK_P: usize = 512 << 10;
+const BLOCK_BYTES: usize = 512 << 10;
 
 /// Most inputs of a weight in [`Format::Int8`]: so many products of 255 and 127 fit 32 bits.
 pub const INT8_INPUTS_MAX: usize = i32::MAX as usize / (255 * 127);
@@ -308,7 +308,7 @@ unsafe fn tiles<L: Lanes, E: Element, P: Product>(
     let (k, outputs) = (linear.words(), linear.outputs());
     let step = if linear.shape.gated { L::WIDTH } else { panel };
     let x_stride = g.x_stride * size_of::<f32>() / linear.format.per_word();
-    let block = (BLOCK_P / (4 * k)).next_multiple_of(L::TILE_ROWS);
+    let block = (BLOCK_BYTES / (4 * k)).next_multiple_of(L::TILE_ROWS);
     let mut sums = Sums([0.0; MAX_SUMS]);
     let mut start = 0;
     while start < g.rows {
