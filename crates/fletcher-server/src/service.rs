@@ -6,18 +6,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use fletcher_core::embedder::{EmbedOptions, Embedder, Prompt};
+use fletcher_core::embedder::{EmbedError, EmbedOptions, Embedder, INLINE_TEXTS, Prompt};
 use fletcher_core::head;
-use fletcher_core::text::{Overlong, TokenIds};
+use fletcher_core::text::{Overlong, TextError, TokenIds};
+use rayon::prelude::*;
 
 use crate::answer::{Answer, Assembled, Hidden, Prepared, Timings};
+use crate::background::Background;
 use crate::batcher::{Batcher, Lane, Work};
 use crate::cache::{Key, VectorCache};
+use crate::context::Context;
 use crate::error::{ItemError, RequestError, ServeError};
 use crate::inputs::{Input, Inputs, Item};
 use crate::metrics::Metrics;
+use crate::trace::Value;
 
 /// Texts of up to so many bytes in all are tokenised on the thread that has them: shorter than
 /// handing them to another.
@@ -83,6 +87,8 @@ pub struct RequestOptions {
     pub lane: Option<Lane>,
     /// How long the answer may take; `None` for the server's choice.
     pub deadline: Option<Duration>,
+    /// The request, for those who watch it.
+    pub(crate) context: Option<Arc<Context>>,
     /// Wait for room in the queue instead of being refused: for dialects with flow control.
     pub patient: bool,
 }
@@ -106,6 +112,7 @@ struct Inner {
     name: String,
     fingerprint: String,
     ready: AtomicBool,
+    background: Background,
     hidden: tokio::sync::Semaphore,
 }
 
@@ -116,6 +123,7 @@ impl Service {
         let fingerprint = embedder.model().fingerprint().to_owned();
         let metrics = Arc::new(Metrics::new(&name, &fingerprint));
         let embedder = Arc::new(embedder);
+        let background = Background::start(embedder.threads());
         let cache = (config.cache_bytes > 0)
             .then(|| VectorCache::new(config.cache_bytes, embedder.dim(), metrics.clone()));
         Self(Arc::new(Inner {
@@ -127,6 +135,7 @@ impl Service {
             name,
             fingerprint,
             ready: AtomicBool::new(false),
+            background,
             hidden: tokio::sync::Semaphore::new(HIDDEN_REQUESTS),
         }))
     }
@@ -250,11 +259,8 @@ impl Service {
         inputs: Inputs,
         options: RequestOptions,
     ) -> Result<Answer, RequestError> {
-        let start = Instant::now();
+        let (start, clock) = (Instant::now(), SystemTime::now());
         let deadline = start + options.deadline.unwrap_or(self.0.config.deadline);
-        if !options.patient {
-            self.check_room()?;
-        }
         let dim = self.dim_for(&options)?;
         let count = inputs.len();
         if count > self.0.config.max_rows {
@@ -266,7 +272,10 @@ impl Service {
             true => Lane::Interactive,
             false => Lane::Bulk,
         });
-        let prepared = self.prepare(inputs, &options).await?;
+        if !options.patient {
+            self.0.batcher.check_hope(lane, deadline)?;
+        }
+        let prepared = self.prepare(inputs, &options, lane).await?;
         let tokenize = start.elapsed();
         self.0.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
 
@@ -274,11 +283,19 @@ impl Service {
         let terms = Terms { options: &options, lane, deadline };
         self.fill(&mut answer, &terms).await?;
         self.0.metrics.queued(lane, answer.queue.as_secs_f64());
+        if let Some(trace) = options.context.as_ref().and_then(|context| context.trace.as_ref()) {
+            let texts = vec![("fletcher.texts", Value::Int(count as i64))];
+            let lane = vec![("fletcher.lane", Value::Text(lane.name().into()))];
+            let queued = clock + tokenize;
+            trace.stage("tokenise", clock, tokenize, texts);
+            trace.stage("queue", queued, answer.queue, lane);
+            trace.stage("encode", queued + answer.queue, answer.inference, Vec::new());
+        }
         let values = self.finish(&mut answer, &options, dim);
         let failed = answer.rows.iter().filter(|row| row.is_err()).count();
         self.0.metrics.count_rows("error", failed);
         self.0.metrics.count_rows("ok", count - failed);
-        Ok(Answer {
+        let answer = Answer {
             dim,
             values,
             rows: answer.rows,
@@ -289,7 +306,11 @@ impl Service {
                 queue: answer.queue,
                 inference: answer.inference,
             },
-        })
+        };
+        if let Some(context) = &options.context {
+            context.add(count, answer.tokens());
+        }
+        Ok(answer)
     }
 
     /// The encoder's state for every token of each text.
@@ -309,7 +330,8 @@ impl Service {
             .hidden
             .try_acquire()
             .map_err(|_| RequestError::Overloaded { retry_after: Duration::from_secs(1) })?;
-        let prepared = self.prepare(inputs, &options).await?;
+        let deadline = start + options.deadline.unwrap_or(self.0.config.deadline);
+        let prepared = self.prepare(inputs, &options, Lane::Interactive).await?;
         let tokenize = start.elapsed();
         let mut rows = Vec::with_capacity(prepared.rows.len());
         for (index, row) in prepared.rows.into_iter().enumerate() {
@@ -323,17 +345,24 @@ impl Service {
         let embedder = self.0.embedder.clone();
         let states = blocking(move || {
             let state = |ids: &Vec<u32>| {
-                let values = embedder.hidden(&[ids]).map_err(|e| e.to_string())?;
+                // Between two texts, because what is in the encoder is not interrupted.
+                if Instant::now() > deadline {
+                    return Err(RequestError::Deadline);
+                }
+                let engine = |message| RequestError::Engine { message };
+                let values = embedder.hidden(&[ids]).map_err(|e| engine(e.to_string()))?;
                 match values.iter().all(|value| value.is_finite()) {
                     true => Ok((ids.len(), values)),
-                    false => Err("a state is not finite".to_owned()),
+                    false => Err(engine("a state is not finite".into())),
                 }
             };
             rows.iter().map(state).collect::<Result<Vec<_>, _>>()
         })
-        .await?
-        .map_err(|message| RequestError::Engine { message })?;
+        .await??;
         drop(permit);
+        if let Some(context) = &options.context {
+            context.add(states.len(), states.iter().map(|(tokens, _)| tokens).sum());
+        }
         let timings = Timings { total: start.elapsed(), tokenize, ..Timings::default() };
         Ok(Hidden { width: self.0.embedder.model().spec().hidden, states, timings })
     }
@@ -357,6 +386,7 @@ impl Service {
         &self,
         inputs: Inputs,
         options: &RequestOptions,
+        lane: Lane,
     ) -> Result<Prepared, RequestError> {
         let embed = EmbedOptions {
             prompt: options.prompt.clone().unwrap_or_else(|| self.0.config.prompt.clone()),
@@ -368,9 +398,14 @@ impl Service {
         let work = move || {
             let prompt = service.0.embedder.prompt_text(&embed.prompt)?.to_owned();
             let texts: Vec<&str> = inputs.texts().collect();
-            let tokens = service.0.embedder.tokenize(&texts, &embed)?;
-            let skip = tokens.skip;
-            let mut tokenized = tokens.rows.into_iter();
+            let (rows, skip) = match lane {
+                Lane::Interactive => {
+                    let tokens = service.0.embedder.tokenize(&texts, &embed)?;
+                    (tokens.rows, tokens.skip)
+                }
+                Lane::Bulk => tokenize_in_parts(&service.0.embedder, &texts, &embed)?,
+            };
+            let mut tokenized = rows.into_iter();
             let missing = || ItemError::Text { message: "the text is null".into() };
             let mut row = |index: usize| match inputs.get(index) {
                 Input::Text(_) => match tokenized.next() {
@@ -399,9 +434,10 @@ impl Service {
             let characters = texts.iter().map(|text| text.chars().count()).sum();
             Ok::<_, RequestError>(Prepared { rows, keys, skip, characters })
         };
-        match small {
-            true => work(),
-            false => blocking(work).await?,
+        match (small, lane) {
+            (true, _) => work(),
+            (false, Lane::Interactive) => blocking(work).await?,
+            (false, Lane::Bulk) => self.0.background.run(work).await?,
         }
     }
 
@@ -504,6 +540,19 @@ struct Terms<'a> {
     options: &'a RequestOptions,
     lane: Lane,
     deadline: Instant,
+}
+
+/// Tokenises on the calling thread and on those of its pool that are free.
+fn tokenize_in_parts(
+    embedder: &Embedder,
+    texts: &[&str],
+    options: &EmbedOptions,
+) -> Result<(Vec<Result<TokenIds, TextError>>, usize), EmbedError> {
+    // So small that the embedder does not hand them to its own threads.
+    let parts = texts.par_chunks(INLINE_TEXTS).map(|part| embedder.tokenize(part, options));
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let skip = parts.first().map_or(0, |part| part.skip);
+    Ok((parts.into_iter().flat_map(|part| part.rows).collect(), skip))
 }
 
 /// Runs what takes a while where it does not hold up the connections.

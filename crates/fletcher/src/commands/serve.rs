@@ -8,7 +8,7 @@ use fletcher_server::auth::ApiKeys;
 use fletcher_server::tls::TlsFiles;
 use fletcher_server::{
     Address, ConnectionLimits, ForwardConfig, HttpConfig, ServeError, Server, ServerConfig,
-    Service, ServiceConfig,
+    Service, ServiceConfig, TraceConfig,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -22,6 +22,8 @@ use crate::model;
 const IO_THREADS: (usize, usize) = (2, 8);
 /// Threads for what blocks: tokenising, files.
 const BLOCKING_THREADS: usize = 32;
+/// The way to a collector of traces that there is.
+const OTLP_PROTOCOL: &str = "http/protobuf";
 
 #[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -146,6 +148,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
         drain: Duration::from_secs(args.drain),
         datasets_bytes: args.datasets_mb << 20,
         forward: forward_config(args),
+        traces: trace_config(args)?,
     })
 }
 
@@ -161,6 +164,25 @@ fn forward_config(args: &ServeArgs) -> Option<ForwardConfig> {
         token: args.forward_token.clone(),
         ack_timeout: Duration::from_secs(args.forward_timeout),
     })
+}
+
+fn trace_config(args: &ServeArgs) -> Result<Option<TraceConfig>, Failure> {
+    let Some(endpoint) = args.otlp_endpoint.clone().filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    // Only now: the variable may be set for everything that runs on a machine.
+    if args.otlp_protocol != OTLP_PROTOCOL {
+        let given = &args.otlp_protocol;
+        let message =
+            format!("--otlp-protocol {given}: traces are sent by {OTLP_PROTOCOL} only (port 4318)");
+        return Err(Failure::input(message));
+    }
+    Ok(Some(TraceConfig {
+        endpoint,
+        service: args.otlp_service.clone(),
+        headers: args.otlp_headers.clone(),
+        ratio: args.otlp_ratio,
+    }))
 }
 
 fn key_lines(file: &Path) -> Result<Vec<String>, Failure> {
