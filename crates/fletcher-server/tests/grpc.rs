@@ -463,13 +463,15 @@ fn messages_share_the_memory_for_bodies() {
         let channel = channel(&server).await;
         let url = format!("{}/tei.v1.Embed/Embed", server.grpc());
         let call = |body: tonic::body::Body| {
-            let request = axum::http::Request::post(&url).header("content-type", "application/grpc");
+            let request =
+                axum::http::Request::post(&url).header("content-type", "application/grpc");
             tower::ServiceExt::oneshot(channel.clone(), request.body(body).unwrap())
         };
         // A message of 900 kB of which the last byte does not come.
         let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
         let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let frames = frames.map(|data| Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(data)));
+        let frames =
+            frames.map(|data| Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(data)));
         let slow = tonic::body::Body::new(http_body_util::StreamBody::new(frames));
         let mut start = vec![0];
         start.extend_from_slice(&900_000u32.to_be_bytes());

@@ -218,7 +218,17 @@ fn hostile_connections() {
     for _ in 0..8 {
         let _ = silent.write_all(request.as_bytes());
     }
-    // Half-closed: all was sent, the answer is still wanted.
+    // Half-closed: taken for gone, so nothing is computed for it and its connection ends.
+    let mut closed = TcpStream::connect(server.address()).unwrap();
+    closed
+        .write_all(
+            b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}",
+        )
+        .unwrap();
+    closed.shutdown(std::net::Shutdown::Write).unwrap();
+    closed.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    closed.read_to_end(&mut Vec::new()).unwrap();
+    // Another client is not touched by that.
     let mut half = TcpStream::connect(server.address()).unwrap();
     half.write_all(b"POST /embed HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}").unwrap();
     let mut said = String::new();
@@ -390,10 +400,12 @@ async fn over_grpc(
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let mut flight = arrow_flight::FlightClient::new(channel.clone());
     let list = flight.list_flights("").await.map_err(|error| error.to_string())?;
-    let none: Vec<_> = futures_util::TryStreamExt::try_collect(list).await.map_err(|e| e.to_string())?;
+    let none: Vec<_> =
+        futures_util::TryStreamExt::try_collect(list).await.map_err(|e| e.to_string())?;
     assert!(none.is_empty());
     let mut embed = fletcher_server::grpc::proto::embed_client::EmbedClient::new(channel);
-    let text = fletcher_server::grpc::proto::EmbedRequest { inputs: "a".into(), ..Default::default() };
+    let text =
+        fletcher_server::grpc::proto::EmbedRequest { inputs: "a".into(), ..Default::default() };
     embed.embed(text).await.map(drop).map_err(|error| error.to_string())
 }
 
@@ -474,8 +486,12 @@ fn tls_client_certificates_and_new_certificates() {
     // Metrics and the page stand behind the same door, and so does everything over gRPC.
     for path in ["/metrics", "/", "/livez"] {
         for client in [None, Some(authority.sign(true)), Some(stranger.sign(false))] {
-            let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-            assert!(ask_tls_for(&address, &authority, client, request.as_bytes()).is_err(), "{path}");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            assert!(
+                ask_tls_for(&address, &authority, client, request.as_bytes()).is_err(),
+                "{path}"
+            );
         }
     }
     let grpc = server.addresses.last().unwrap().to_string();

@@ -32,7 +32,8 @@ struct Peer {
 
 impl Peer {
     async fn open(options: &Options) -> Result<Self, Failure> {
-        let given = options.peer.as_ref().ok_or("--peer names the other server: a URL or a router")?;
+        let given =
+            options.peer.as_ref().ok_or("--peer names the other server: a URL or a router")?;
         if let Some(rest) = given.strip_prefix("http://") {
             return Ok(Self { child: None, address: rest.trim_end_matches('/').into() });
         }

@@ -20,7 +20,10 @@ pub(crate) fn batch(texts: &[String]) -> Result<RecordBatch, Failure> {
 }
 
 /// The frames of a stream that asks for vectors.
-pub(crate) async fn frames(path: &[&str], batches: Vec<RecordBatch>) -> Result<Vec<FlightData>, Failure> {
+pub(crate) async fn frames(
+    path: &[&str],
+    batches: Vec<RecordBatch>,
+) -> Result<Vec<FlightData>, Failure> {
     let path = path.iter().map(ToString::to_string).collect();
     let encoded = FlightDataEncoderBuilder::new()
         .with_flight_descriptor(Some(FlightDescriptor::new_path(path)))

@@ -69,9 +69,8 @@ impl Connection {
         let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.ok_or_else(|| bad("no status"))?;
-        let field = |name: &str| {
-            head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
+        let field =
+            |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let body = if let Some(length) = field("content-length").and_then(|n| n.parse().ok()) {
             self.take(length).await?
         } else if field("transfer-encoding") == Some("chunked") {

@@ -100,8 +100,7 @@ async fn measure_all(
         let engine = measure::children_seconds() - cpu;
         program.push(texts.len(), start.elapsed().as_secs_f64(), engine, 0.0);
         for over in [&mut http, &mut flight].into_iter().enumerate() {
-            let (start, cpu, own) =
-                (Instant::now(), server.cpu_seconds(), measure::own_seconds());
+            let (start, cpu, own) = (Instant::now(), server.cpu_seconds(), measure::own_seconds());
             match over.0 {
                 0 => over_http(&server, requests.clone()).await?,
                 _ => over_flight(&server, &streams).await?,
@@ -111,7 +110,8 @@ async fn measure_all(
             over.1.push(texts.len(), seconds, engine, client);
         }
     }
-    let ratio = |a: &[f64], b: &[f64]| median(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>());
+    let ratio =
+        |a: &[f64], b: &[f64]| median(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>());
     let wall = (
         ratio(&http.rates, &program.rates),
         ratio(&flight.rates, &program.rates),

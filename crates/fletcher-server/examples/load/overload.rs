@@ -125,7 +125,11 @@ pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     Ok(Outcome { numbers, failures })
 }
 
-async fn one(address: &str, request: &[u8], free: &Mutex<Vec<Connection>>) -> Result<Fate, Failure> {
+async fn one(
+    address: &str,
+    request: &[u8],
+    free: &Mutex<Vec<Connection>>,
+) -> Result<Fate, Failure> {
     let kept = free.lock().await.pop();
     let mut connection = match kept {
         Some(connection) => connection,

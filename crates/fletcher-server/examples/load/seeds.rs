@@ -30,11 +30,13 @@ pub(crate) struct Dialect {
 /// All dialects.
 pub(crate) async fn all() -> Result<Vec<Dialect>, Failure> {
     const JSON: &str = "application/json";
-    let json = |path: &'static str, value: serde_json::Value| (path, JSON, value.to_string().into());
+    let json =
+        |path: &'static str, value: serde_json::Value| (path, JSON, value.to_string().into());
     let http = |name, requests| Dialect { name, way: Way::Http, requests };
     let grpc = |name, requests| Dialect { name, way: Way::Grpc, requests };
     let arrow = [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)];
-    let arrow = arrow.map(|compression| arrow_stream(compression).map(|body| ("/encode/arrow", "", body)));
+    let arrow =
+        arrow.map(|compression| arrow_stream(compression).map(|body| ("/encode/arrow", "", body)));
     let cbor = |texts: &[&str]| {
         let mut body = Vec::new();
         ciborium::into_writer(texts, &mut body).map(|()| ("/encode", "application/cbor", body))
@@ -54,8 +56,14 @@ pub(crate) async fn all() -> Result<Vec<Dialect>, Failure> {
         http(
             "tei",
             vec![
-                json("/embed", json!({ "inputs": ["a", "b"], "truncate": true, "normalize": false })),
-                json("/", json!({ "inputs": "a", "truncation_direction": "Left", "dimensions": 3 })),
+                json(
+                    "/embed",
+                    json!({ "inputs": ["a", "b"], "truncate": true, "normalize": false }),
+                ),
+                json(
+                    "/",
+                    json!({ "inputs": "a", "truncation_direction": "Left", "dimensions": 3 }),
+                ),
                 json("/embed_all", json!({ "inputs": "some words" })),
                 json(
                     "/similarity",
@@ -83,7 +91,10 @@ pub(crate) async fn all() -> Result<Vec<Dialect>, Failure> {
         http(
             "ollama",
             vec![
-                json("/api/embed", json!({ "model": "default", "input": ["a", "b"], "truncate": true })),
+                json(
+                    "/api/embed",
+                    json!({ "model": "default", "input": ["a", "b"], "truncate": true }),
+                ),
                 json("/api/embeddings", json!({ "model": "default", "prompt": "a" })),
             ],
         ),
@@ -127,7 +138,8 @@ fn tei_v1() -> Vec<(&'static str, &'static str, Vec<u8>)> {
 }
 
 fn batch() -> Result<RecordBatch, Failure> {
-    let texts: ArrayRef = StringArray::from(vec![Some("a fox"), Some("日本語"), Some("")]).slice(0, 3).into_arc();
+    let texts: ArrayRef =
+        StringArray::from(vec![Some("a fox"), Some("日本語"), Some("")]).slice(0, 3).into_arc();
     let ids: ArrayRef = Int64Array::from(vec![Some(1), None, Some(3)]).into_arc();
     Ok(RecordBatch::try_from_iter([("id", ids), ("text", texts)])?)
 }
@@ -157,7 +169,11 @@ async fn flight() -> Result<Vec<(&'static str, &'static str, Vec<u8>)>, Failure>
         let path = path.iter().map(ToString::to_string).collect();
         let encoded = FlightDataEncoderBuilder::new()
             .with_flight_descriptor(Some(FlightDescriptor::new_path(path)))
-            .build(stream::iter([batch(), batch()].map(|batch| Ok(batch.unwrap_or_else(|_| RecordBatch::new_empty(arrow::datatypes::Schema::empty().into()))))));
+            .build(stream::iter([batch(), batch()].map(|batch| {
+                Ok(batch.unwrap_or_else(|_| {
+                    RecordBatch::new_empty(arrow::datatypes::Schema::empty().into())
+                }))
+            })));
         let frames: Vec<FlightData> = encoded.try_collect().await?;
         Ok::<_, Failure>(frames.iter().flat_map(|frame| framed(&frame.encode_to_vec())).collect())
     };
@@ -184,7 +200,11 @@ async fn flight() -> Result<Vec<(&'static str, &'static str, Vec<u8>)>, Failure>
             "",
             framed(&action("drop_dataset").encode_to_vec()),
         ),
-        ("/arrow.flight.protocol.FlightService/DoAction", "", framed(&action("models").encode_to_vec())),
+        (
+            "/arrow.flight.protocol.FlightService/DoAction",
+            "",
+            framed(&action("models").encode_to_vec()),
+        ),
         ("/arrow.flight.protocol.FlightService/ListFlights", "", framed(&[])),
         ("/arrow.flight.protocol.FlightService/ListActions", "", framed(&[])),
     ])

@@ -6,12 +6,12 @@ use fletcher_core::embedder::Prompt;
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{call_options, unreadable};
 use super::proto::{
     DecodeRequest, DecodeResponse, EmbedAllRequest, EmbedAllResponse, EmbedRequest, EmbedResponse,
     EncodeRequest, EncodeResponse, InfoRequest, InfoResponse, Metadata, ModelType, SimpleToken,
     TokenEmbedding, TruncationDirection, embed_server, info_server, tokenize_server,
 };
+use super::{call_options, unreadable};
 use crate::answer::Timings;
 use crate::http::tei::{Direction, decode_ids, overlong, tokens};
 use crate::inputs::{Inputs, Item};
@@ -107,7 +107,10 @@ impl Tei {
         A: Send + 'static,
         F: Future<Output = Result<A, Status>> + Send + 'static,
     {
-        let call = RequestOptions { patient: true, ..call_options(requests.metadata(), requests.extensions())? };
+        let call = RequestOptions {
+            patient: true,
+            ..call_options(requests.metadata(), requests.extensions())?
+        };
         let this = self.clone();
         let each = requests.into_inner().map(move |request| {
             let started = request.map(|request| work(this.clone(), request, call.clone()));

@@ -51,11 +51,7 @@ fn is_public(app: &App, method: &axum::http::Method, path: &str) -> bool {
 }
 
 /// The outermost layer.
-pub(crate) async fn observe(
-    State(app): State<App>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let trace = app.tracer.as_ref().and_then(|tracer| tracer.begin(request.headers()));
     let context = Arc::new(Context::new(trace));
     request.extensions_mut().insert(context.clone());
@@ -154,7 +150,12 @@ impl Seen {
             ("fletcher.tokens", Value::Int(tokens as i64)),
         ];
         attributes.extend(error.map(|error| ("error.type", Value::Text(error.into()))));
-        trace.end(format!("{method} {}", self.route), status >= 500, attributes);
+        // As OpenTelemetry's conventions name them: by service and method, or by method and route.
+        let name = match self.dialect {
+            Dialect::Grpc => path.trim_start_matches('/').to_owned(),
+            _ => format!("{method} {}", self.route),
+        };
+        trace.end(name, status >= 500, attributes);
     }
 }
 

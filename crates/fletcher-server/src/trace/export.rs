@@ -1,7 +1,7 @@
 //! The thread that hands spans to the collector, in batches.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::{Span, TraceConfig, wire};
@@ -49,9 +49,9 @@ impl Exporter {
             return Err(bad(format!("{} is no share of the traces: 0 to 1 is", config.ratio)));
         }
         let header = |text: &String| {
-            let (name, value) = text.split_once('=').ok_or_else(|| {
-                bad("a header for the collector is not NAME=VALUE".into())
-            })?;
+            let (name, value) = text
+                .split_once('=')
+                .ok_or_else(|| bad("a header for the collector is not NAME=VALUE".into()))?;
             let value = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
             Ok::<_, ServeError>((name.trim().to_owned(), value.into_owned()))
         };
