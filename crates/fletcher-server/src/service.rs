@@ -53,6 +53,8 @@ pub struct ServiceConfig {
     pub aliases: Vec<String>,
     /// What the model runs on, for those who ask.
     pub device: String,
+    /// The number format that it computes in, as TEI names them.
+    pub dtype: String,
 }
 
 impl Default for ServiceConfig {
@@ -68,6 +70,7 @@ impl Default for ServiceConfig {
             served_name: None,
             aliases: Vec::new(),
             device: "cpu".into(),
+            dtype: "float32".into(),
         }
     }
 }

@@ -48,7 +48,10 @@ fn tei_v1() {
     server.runtime().block_on(async {
         let channel = channel(&server).await;
         let mut embed = proto::embed_client::EmbedClient::new(channel.clone());
-        let answer = embed.embed(text(TEXTS[0])).await.unwrap().into_inner();
+        let answer = embed.embed(text(TEXTS[0])).await.unwrap();
+        let fingerprint = &answer.metadata()["x-fletcher-fingerprint"];
+        assert_eq!(fingerprint.to_str().unwrap(), server.service.fingerprint());
+        let answer = answer.into_inner();
         assert_eq!(answer.embeddings, expected[0]);
         assert!(answer.metadata.unwrap().compute_tokens > 2);
 

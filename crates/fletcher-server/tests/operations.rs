@@ -323,6 +323,32 @@ fn a_unix_socket() {
     assert!(ask().starts_with("HTTP/1.1 200"));
 }
 
+/// Nobody computes for a client that is gone, and a stream that is left is counted as left.
+#[test]
+fn who_goes_away_is_not_computed_for() {
+    let server = Setup { device: DeviceChoice::Reference, ..Setup::default() }.start();
+    let body = json!({ "inputs": vec!["word ".repeat(30); 400] }).to_string();
+    let request =
+        format!("POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut client = TcpStream::connect(server.address()).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.service.metrics().busy_workers.get() == 0 {
+        assert!(Instant::now() < deadline, "the request never began");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(client);
+    while server.service.metrics().queue_tokens.get() > 0 {
+        assert!(Instant::now() < deadline, "its rows stay in the queue");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let metrics = server.get("/metrics").text();
+    let cancelled = metrics.lines().find_map(|line| {
+        line.strip_prefix("fletcher_rows_total{outcome=\"cancelled\"} ")?.parse::<u64>().ok()
+    });
+    assert!(cancelled.is_some_and(|rows| rows > 100), "{cancelled:?}");
+}
+
 #[test]
 fn stopping_finishes_what_was_begun() {
     let mut server = Setup {

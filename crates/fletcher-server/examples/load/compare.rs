@@ -76,7 +76,7 @@ pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let peer = Peer::open(options).await?;
     peer.wait().await?;
     let server = Server::start(options, &[]).await?;
-    let texts = texts::mixed(options.texts, options.seed);
+    let texts = texts::mixed(options.texts, options.words, options.seed);
     let requests: Arc<Vec<Vec<u8>>> = Arc::new(
         texts
             .chunks(REQUEST_TEXTS)

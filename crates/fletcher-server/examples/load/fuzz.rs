@@ -24,7 +24,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     // What `DoPut` stores is no leak, so there is room for little of it.
     let mut server = Server::start(options, &["--datasets-mb", "4"]).await?;
-    let texts = texts::mixed(50, options.seed);
+    let texts = texts::mixed(50, options.words, options.seed);
     let expected = flight::vectors(&server.grpc, &texts).await?;
     let dialects = seeds::all().await?;
     let (mut answers, mut failures, mut resident) =

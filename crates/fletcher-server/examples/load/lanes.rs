@@ -27,7 +27,7 @@ pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let server = Server::start(options, &[]).await?;
     let single = json!({ "input": "How far is it from the harbour to the old town?" }).to_string();
     let single = http::post("/v1/embeddings", "application/json", single.as_bytes());
-    let bulk = texts::mixed(BULK_TEXTS * 8, options.seed);
+    let bulk = texts::mixed(BULK_TEXTS * 8, options.words, options.seed);
     let bulk: Arc<Vec<Vec<u8>>> = Arc::new(
         bulk.chunks(BULK_TEXTS)
             .map(|texts| {

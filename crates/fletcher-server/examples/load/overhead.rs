@@ -58,7 +58,7 @@ impl Runs {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
-    let texts = texts::mixed(options.texts, options.seed);
+    let texts = texts::mixed(options.texts, options.words, options.seed);
     let folder = std::env::temp_dir().join(format!("fletcher-overhead-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("texts.jsonl"), texts::jsonl(&texts))?;
@@ -134,6 +134,7 @@ async fn measure_all(
     }
     let numbers = json!({
         "texts": texts.len(),
+        "most_words": options.words,
         "rounds": options.rounds,
         "clients": CLIENTS,
         "texts_per_request": REQUEST_TEXTS,

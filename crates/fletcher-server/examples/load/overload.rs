@@ -35,7 +35,7 @@ struct Fate {
 
 pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let mut server = Server::start(options, &[]).await?;
-    let texts = texts::mixed(REQUEST_TEXTS * 64, options.seed);
+    let texts = texts::mixed(REQUEST_TEXTS * 64, options.words, options.seed);
     let requests: Arc<Vec<Vec<u8>>> = Arc::new(
         texts
             .chunks(REQUEST_TEXTS)

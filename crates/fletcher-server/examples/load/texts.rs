@@ -14,12 +14,13 @@ const WORDS: [&str; 64] = [
     "science", "market", "story",
 ];
 
-/// Texts of 3 to 400 words, short ones more often: their lengths' logarithm is uniform.
-pub(crate) fn mixed(count: usize, seed: u64) -> Vec<String> {
+/// Texts of 3 words to so many, short ones more often: their lengths' logarithm is uniform.
+pub(crate) fn mixed(count: usize, words: usize, seed: u64) -> Vec<String> {
     let mut random = Random::new(seed);
+    let span = words as f64 / 3.0;
     let text = |_| {
         let share = random.below(1 << 20) as f64 / f64::from(1 << 20);
-        let words = (3.0 * (400.0f64 / 3.0).powf(share)) as usize;
+        let words = (3.0 * span.powf(share)) as usize;
         let mut text = String::new();
         for word in 0..words {
             if word > 0 {

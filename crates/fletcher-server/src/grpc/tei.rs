@@ -159,7 +159,7 @@ impl info_server::Info for Tei {
             docker_label: None,
             model_id: self.service.name().into(),
             model_sha: Some(self.service.fingerprint().into()),
-            model_dtype: "float32".into(),
+            model_dtype: config.dtype.clone(),
             model_type: ModelType::Embedding.into(),
             max_concurrent_requests: config.queue_tokens as u32,
             max_input_length: embedder.model().max_tokens() as u32,

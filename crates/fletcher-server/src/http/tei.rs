@@ -300,7 +300,7 @@ pub(super) async fn info(State(app): State<App>) -> Response {
         &json!({
             "model_id": service.name(),
             "model_sha": null,
-            "model_dtype": "float32",
+            "model_dtype": config.dtype,
             "served_model_name": service.name(),
             "model_type": { "embedding": { "pooling": pooling } },
             "max_concurrent_requests": config.queue_tokens,

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fletcher_backend::registry;
+use fletcher_backend::{DeviceChoice, registry};
+use fletcher_core::backend::Precision;
 use fletcher_server::auth::ApiKeys;
 use fletcher_server::tls::TlsFiles;
 use fletcher_server::{
@@ -36,6 +37,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = server_config(&args)?;
     let embedder = model::load(&model_config)?;
     let text = config::embed_options(&args.text);
+    let device = registry::resolve(model_config.device);
     let service = Service::start(
         embedder,
         ServiceConfig {
@@ -48,7 +50,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
             prompt: text.prompt,
             served_name: args.served_name.clone(),
             aliases: args.alias.clone(),
-            device: registry::resolve(model_config.device).to_string(),
+            device: device.to_string(),
+            dtype: dtype(device, model_config.precision).into(),
         },
     );
     let threads = config::threads().clamp(IO_THREADS.0, IO_THREADS.1);
@@ -60,6 +63,16 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::work(format!("cannot start threads: {error}")))?;
     runtime.block_on(serve(service, config))
+}
+
+/// The format that a model is computed in, in the words of PyTorch and TEI.
+fn dtype(device: DeviceChoice, precision: Precision) -> &'static str {
+    match (precision, device) {
+        (Precision::F16, _) | (Precision::Auto, DeviceChoice::Cuda { .. }) => "float16",
+        (Precision::Bf16, _) => "bfloat16",
+        (Precision::Int8, _) => "int8",
+        (Precision::F32 | Precision::Auto, _) => "float32",
+    }
 }
 
 async fn serve(service: Service, config: ServerConfig) -> Result<(), Failure> {
