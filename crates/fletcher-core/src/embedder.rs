@@ -26,8 +26,8 @@ use crate::names::Loader;
 use crate::pack::PackedBatch;
 use crate::text::{Overlong, TextError, TokenIds};
 
-/// Up to this many texts are tokenised on the calling thread: spreading them over threads costs more
-/// than it saves.
+/// Up to this many texts are tokenised on the calling thread: spreading them over threads costs
+/// more than it saves.
 pub const INLINE_TEXTS: usize = 4;
 
 /// How to set an [`Embedder`] up.

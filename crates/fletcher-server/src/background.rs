@@ -1,6 +1,10 @@
-//! Threads that tokenise bulk requests behind everybody's back: at a lower priority than the engine's
-//! and the connections' threads, so that a large request does not delay the answer to a small one.
-//! While the engine has nothing to do, they have the cores to themselves.
+//! Who gives way to whom when the cores are busy.
+//!
+//! The threads of the connections do little at a time, but every answer waits for them, twice. So
+//! the engine's threads step back behind them, and those that tokenise bulk requests behind the
+//! engine's: a single text then overtakes bulk not only in the queue. While a core is free nobody
+//! waits for anybody. (Between services, and between containers, Linux shares by groups, which this
+//! does not touch.)
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
@@ -8,12 +12,28 @@ use tokio::sync::oneshot;
 use crate::error::RequestError;
 use crate::service::blocking;
 
-/// How much lower, in the steps of `nice`: while the engine is busy, its threads get ten times the time
-/// of these, which is still enough to have the next rows ready before the queue is empty.
-#[cfg(target_os = "linux")]
-const NICER: i32 = 10;
+/// How far a thread steps back, in the steps of `nice`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Behind {
+    /// The engine, behind the connections: they get three times the time.
+    Connections = 5,
+    /// Tokenising bulk, behind the engine, which gets nine times the time. That is still enough to
+    /// have the next rows ready before the queue is empty.
+    Engine = 15,
+}
 
-/// The threads.
+/// Lets the calling thread step back. On other systems than Linux the call would mean the whole
+/// process.
+pub(crate) fn step_back(behind: Behind) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(behind as i32) {
+        tracing::debug!(%error, ?behind, "a thread keeps the priority of all else");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = behind;
+}
+
+/// Threads that tokenise bulk requests.
 pub(crate) struct Background(Option<ThreadPool>);
 
 impl Background {
@@ -21,7 +41,7 @@ impl Background {
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("fletcher-tokens-{index}"))
-            .start_handler(|_| step_back());
+            .start_handler(|_| step_back(Behind::Engine));
         // Without threads of its own the work is done on those of other blocking work.
         Self(pool.build().ok())
     }
@@ -40,13 +60,5 @@ impl Background {
         });
         let lost = || RequestError::Engine { message: "a task panicked; this is a bug".into() };
         receiver.await.ok().flatten().ok_or_else(lost)
-    }
-}
-
-/// Gives way to other threads. On other systems the call would mean the whole process.
-fn step_back() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(NICER) {
-        tracing::debug!(%error, "bulk requests are tokenised at the priority of all else");
     }
 }

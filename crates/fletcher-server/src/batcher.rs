@@ -4,8 +4,8 @@
 //!   so that no worker idles while another has a long block. Nothing is padded.
 //! - Two lanes. Interactive rows overtake bulk ones, but after [`INTERACTIVE_RUN`] blocks in a row
 //!   one block is bulk's, so bulk never starves. Within a lane requests take turns of
-//!   [`TURN_BLOCKS`]: a request of a million rows does not stand in the way of one of a hundred, and
-//!   small ones are done one after the other instead of all at the end.
+//!   [`TURN_BLOCKS`]: a request of a million rows does not stand in the way of one of a hundred,
+//!   and small ones are done one after the other instead of all at the end.
 //! - The queue is bounded in tokens. A request is refused, or waits if its dialect has flow control
 //!   of its own, while that many tokens are queued, or so many that its deadline would pass.
 //! - A request that nobody waits for any more leaves the queue at once, and one whose deadline
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use fletcher_core::embedder::{BlockRow, Embedder};
 use tokio::sync::{Notify, oneshot};
 
+use crate::background::{Behind, step_back};
 use crate::error::{ItemError, RequestError};
 use crate::metrics::Metrics;
 
@@ -29,8 +30,8 @@ const INTERACTIVE_RUN: u32 = 3;
 const TURN_BLOCKS: usize = 4;
 /// Requests that are looked at for rows that still fit a block.
 const LOOK_AHEAD: usize = 64;
-/// Share of the time to its deadline within which a request's turn must come, by the engine's present
-/// rate; else it is refused at once instead of being queued in vain.
+/// Share of the time to its deadline within which a request's turn must come, by the engine's
+/// present rate; else it is refused at once instead of being queued in vain.
 const HOPEFUL: f64 = 0.75;
 /// Shortest and longest time after which a refused client is asked to come back.
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -151,6 +152,8 @@ struct State {
     lanes: [VecDeque<Job>; 2],
     /// By lane.
     queued_tokens: [usize; 2],
+    /// Of requests that are admitted and not queued yet.
+    reserved_tokens: [usize; 2],
     interactive_run: u32,
     busy: usize,
     /// Tokens a second that one worker has done lately; 0 before the first block.
@@ -163,6 +166,16 @@ impl State {
     /// Tokens that wait in both lanes.
     fn queued(&self) -> usize {
         self.queued_tokens.iter().sum()
+    }
+
+    /// Tokens that a new request finds before it.
+    fn ahead(&self, lane: Lane) -> usize {
+        let of =
+            |lane: Lane| self.queued_tokens[lane as usize] + self.reserved_tokens[lane as usize];
+        match lane {
+            Lane::Interactive => of(Lane::Interactive),
+            Lane::Bulk => of(Lane::Interactive) + of(Lane::Bulk),
+        }
     }
 }
 
@@ -203,6 +216,13 @@ struct Block {
     tokens: usize,
 }
 
+/// A request's share of the queue before its texts are tokens. Dropping it gives the share up.
+pub(crate) struct Reservation {
+    lane: Lane,
+    tokens: usize,
+    shared: Arc<Shared>,
+}
+
 /// A request's place in the queue. Dropping it gives the place up.
 pub(crate) struct Ticket {
     id: u64,
@@ -231,7 +251,11 @@ impl Batcher {
             let shared = shared.clone();
             let name = format!("fletcher-serve-{worker}");
             let thread = std::thread::Builder::new().name(name);
-            thread.spawn(move || shared.run(worker)).ok()
+            let run = move || {
+                step_back(Behind::Connections);
+                shared.run(worker);
+            };
+            thread.spawn(run).ok()
         };
         let threads = (0..workers).filter_map(spawn).collect();
         Self { shared, threads: Mutex::new(threads) }
@@ -242,16 +266,32 @@ impl Batcher {
         self.shared.admit(&self.shared.lock(), None)
     }
 
-    /// Whether a request in this lane, with this deadline, would be refused now.
-    pub(crate) fn check_hope(&self, lane: Lane, deadline: Instant) -> Result<(), RequestError> {
-        self.shared.admit(&self.shared.lock(), Some((lane, deadline)))
+    /// Admits a request of about so many tokens, or refuses it, before any work is done for it: its
+    /// tokens count from here on.
+    pub(crate) fn reserve(
+        &self,
+        lane: Lane,
+        deadline: Instant,
+        tokens: usize,
+    ) -> Result<Reservation, RequestError> {
+        let mut state = self.shared.lock();
+        self.shared.admit(&state, Some((lane, deadline)))?;
+        state.reserved_tokens[lane as usize] += tokens;
+        Ok(Reservation { lane, tokens, shared: self.shared.clone() })
+    }
+
+    /// Queues the work of a request that was admitted.
+    pub(crate) fn submit_admitted(&self, work: Work, reservation: Option<Reservation>) -> Ticket {
+        let ticket = self.shared.push(&mut self.shared.lock(), work);
+        drop(reservation);
+        ticket
     }
 
     /// Queues work, or refuses it when the queue is full.
+    #[cfg(test)]
     pub(crate) fn submit(&self, work: Work) -> Result<Ticket, RequestError> {
-        let mut state = self.shared.lock();
-        self.shared.admit(&state, Some((work.lane, work.deadline)))?;
-        Ok(self.shared.push(&mut state, work))
+        let reservation = self.reserve(work.lane, work.deadline, 0)?;
+        Ok(self.submit_admitted(work, Some(reservation)))
     }
 
     /// Queues work as soon as there is room, until the deadline.
@@ -320,6 +360,13 @@ impl Drop for Ticket {
     }
 }
 
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.shared.lock().reserved_tokens[self.lane as usize] -= self.tokens;
+        self.shared.room.notify_waiters();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock; the engine's panics happen outside of it.
@@ -336,17 +383,16 @@ impl Shared {
         let seconds = |tokens: usize| (tokens as f64 / rate.max(1.0)).min(3600.0);
         // Before the first block the rate is not known, and less than a block says nothing.
         let hopeless = hope.is_some_and(|(lane, deadline)| {
-            let ahead = match lane {
-                Lane::Interactive => state.queued_tokens[lane as usize],
-                Lane::Bulk => state.queued(),
-            };
+            let ahead = state.ahead(lane);
             let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
             rate > 0.0 && ahead > self.engine.block_tokens() && seconds(ahead) > HOPEFUL * left
         });
-        if state.queued() < self.limit_tokens && !hopeless {
+        // Bulk stands behind everything.
+        let all = state.ahead(Lane::Bulk);
+        if all < self.limit_tokens && !hopeless {
             return Ok(());
         }
-        let whole = Duration::from_secs(seconds(state.queued()).ceil() as u64);
+        let whole = Duration::from_secs(seconds(all).ceil() as u64);
         Err(RequestError::Overloaded { retry_after: whole.clamp(RETRY_AFTER.0, RETRY_AFTER.1) })
     }
 

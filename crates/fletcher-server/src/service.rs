@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::answer::{Answer, Assembled, Hidden, Prepared, Timings};
 use crate::background::Background;
-use crate::batcher::{Batcher, Lane, Work};
+use crate::batcher::{Batcher, Lane, Reservation, Work};
 use crate::cache::{Key, VectorCache};
 use crate::context::Context;
 use crate::error::{ItemError, RequestError, ServeError};
@@ -275,16 +275,19 @@ impl Service {
             true => Lane::Interactive,
             false => Lane::Bulk,
         });
-        if !options.patient {
-            self.0.batcher.check_hope(lane, deadline)?;
-        }
+        // Refused now or not at all: tokenising takes a while when there is much to do.
+        let mut reservation = match options.patient {
+            true => None,
+            false => Some(self.0.batcher.reserve(lane, deadline, self.about_tokens(&inputs))?),
+        };
         let prepared = self.prepare(inputs, &options, lane).await?;
         let tokenize = start.elapsed();
         self.0.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
 
         let mut answer = Assembled::new(prepared, self.0.embedder.dim());
         let terms = Terms { options: &options, lane, deadline };
-        self.fill(&mut answer, &terms).await?;
+        self.fill(&mut answer, &terms, &mut reservation).await?;
+        drop(reservation);
         self.0.metrics.queued(lane, answer.queue.as_secs_f64());
         if let Some(trace) = options.context.as_ref().and_then(|context| context.trace.as_ref()) {
             let texts = vec![("fletcher.texts", Value::Int(count as i64))];
@@ -385,6 +388,12 @@ impl Service {
         }
     }
 
+    /// About how many tokens there will be: four bytes each, and two around each text.
+    fn about_tokens(&self, inputs: &Inputs) -> usize {
+        let most = self.0.embedder.model().max_tokens();
+        (inputs.bytes() / 4).min(inputs.len() * most) + 2 * inputs.len()
+    }
+
     async fn prepare(
         &self,
         inputs: Inputs,
@@ -450,18 +459,23 @@ impl Service {
     }
 
     /// Finds or computes the vector of every row that has tokens.
-    async fn fill(&self, answer: &mut Assembled, terms: &Terms<'_>) -> Result<(), RequestError> {
+    async fn fill(
+        &self,
+        answer: &mut Assembled,
+        terms: &Terms<'_>,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<(), RequestError> {
         let pending: Vec<usize> =
             (0..answer.rows.len()).filter(|&r| answer.rows[r].is_ok()).collect();
         let Some(cache) = &self.0.cache else {
-            return self.compute(answer, &pending, terms).await;
+            return self.compute(answer, &pending, terms, reservation).await;
         };
         let lookup = cache.look_up(&pending, &answer.keys);
         for (row, stored) in &lookup.found {
             answer.set(*row, stored);
         }
         let own: Vec<usize> = lookup.duties.iter().map(|(row, _)| *row).collect();
-        self.compute(answer, &own, terms).await?;
+        self.compute(answer, &own, terms, reservation).await?;
         for (row, duty) in lookup.duties {
             // A duty without a vector is dropped, and passes to whoever waits for it.
             if let Some(stored) = answer.stored(row) {
@@ -474,7 +488,7 @@ impl Service {
             match waited.map_err(|_| RequestError::Deadline)? {
                 Ok(stored) => answer.set(row, &stored),
                 Err(duty) => {
-                    self.compute(answer, &[row], terms).await?;
+                    self.compute(answer, &[row], terms, reservation).await?;
                     if let Some(stored) = answer.stored(row) {
                         let _ = duty.insert(stored);
                     }
@@ -497,6 +511,7 @@ impl Service {
         answer: &mut Assembled,
         rows: &[usize],
         terms: &Terms<'_>,
+        reservation: &mut Option<Reservation>,
     ) -> Result<(), RequestError> {
         if rows.is_empty() {
             return Ok(());
@@ -510,7 +525,7 @@ impl Service {
         };
         let ticket = match terms.options.patient {
             true => self.0.batcher.submit_when_room(work).await?,
-            false => self.0.batcher.submit(work)?,
+            false => self.0.batcher.submit_admitted(work, reservation.take()),
         };
         let computed = ticket.wait(terms.deadline).await?;
         answer.merge(rows, computed);

@@ -1,5 +1,5 @@
-//! A few damaged requests of every dialect; `cargo run --release -p fletcher-server --example load -- fuzz`
-//! sends ten thousand of each.
+//! A few damaged requests of every dialect; `cargo run --release -p fletcher-server --example load
+//! -- fuzz` sends ten thousand of each.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Requests as spans at a collector. Its messages are read by a description of OTLP of the test's own.
+//! Requests as spans at a collector. Its messages are read by a description of OTLP of the test's
+//! own.
 
 mod common;
 

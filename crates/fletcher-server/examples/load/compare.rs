@@ -1,8 +1,8 @@
 //! Fletcher beside another server of TEI's dialect, over HTTP on one machine, in turns.
 //!
-//! `--peer` is the other server's URL, or a `text-embeddings-router` to start. Without it nothing is
-//! measured. What must hold: Fletcher has the higher rate and the lower 99th percentile; how many times is
-//! for the reader, who knows which of the peer's backends it was.
+//! `--peer` is the other server's URL, or a `text-embeddings-router` to start. Without it nothing
+//! is measured. What must hold: Fletcher has the higher rate and the lower 99th percentile; how
+//! many times is for the reader, who knows which of the peer's backends it was.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Damaged requests of every dialect, then clients that misbehave.
 //!
-//! What must hold: no panic, no status of 500 and above but a deliberate 503, no hang, the same vectors
-//! as before, and no memory lost: the second half of the requests leaves no more behind than what an
-//! allocator keeps.
+//! What must hold: no panic, no status of 500 and above but a deliberate 503, no hang, the same
+//! vectors as before, and no memory lost: the second half of the requests leaves no more behind
+//! than what an allocator keeps.
 
 use std::time::Duration;
 

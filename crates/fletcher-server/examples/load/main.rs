@@ -13,9 +13,9 @@
 //! | `compare` | TEI's router beside Fletcher, both over HTTP |
 //! | `fuzz` | damaged requests of every dialect, and clients that misbehave |
 //!
-//! Options: `--program FILE` (Fletcher's), `--model NAME`, `--seconds N`, `--texts N`, `--words N`, `--rounds N`,
-//! `--requests N`, `--seed N`, `--peer URL|FILE`, `--record FILE`, and after `--` options for
-//! `fletcher serve`. The exit code is 1 when something that must hold does not.
+//! Options: `--program FILE` (Fletcher's), `--model NAME`, `--seconds N`, `--texts N`, `--words N`,
+//! `--rounds N`, `--requests N`, `--seed N`, `--peer URL|FILE`, `--record FILE`, and after `--`
+//! options for `fletcher serve`. The exit code is 1 when something that must hold does not.
 
 mod attack;
 mod compare;

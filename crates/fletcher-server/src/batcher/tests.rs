@@ -192,6 +192,21 @@ async fn a_full_queue_refuses_and_has_room_again() {
     assert_eq!(large.wait(later()).await.unwrap().values, [2.0, 3.0, 4.0]);
 }
 
+/// What is admitted counts before it is tokenised, so that nobody is refused after a wait.
+#[tokio::test]
+async fn a_reservation_holds_room_and_gives_it_back() {
+    let bench = bench(2, 10);
+    let reservation = bench.batcher.reserve(Lane::Bulk, later(), 10).unwrap();
+    assert!(bench.batcher.check_room().is_err());
+    drop(reservation);
+    assert!(bench.batcher.check_room().is_ok());
+    let reservation = bench.batcher.reserve(Lane::Bulk, later(), 100).unwrap();
+    let ticket = bench.batcher.submit_admitted(work(Lane::Bulk, &[1]), Some(reservation));
+    assert!(bench.batcher.check_room().is_ok(), "what is queued counts by its real length");
+    bench.let_go(1);
+    assert_eq!(ticket.wait(later()).await.unwrap().values, [1.0]);
+}
+
 #[tokio::test]
 async fn who_leaves_gives_the_place_up() {
     let bench = bench(2, 4);

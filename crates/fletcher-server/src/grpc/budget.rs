@@ -1,9 +1,9 @@
 //! gRPC's messages share the memory for bodies with HTTP's.
 //!
 //! A message counts from its first byte, by what came and not by what its length claims, until the
-//! call has answered it. Streams have a few messages in the engine at once, so those before the last
-//! few count no more when the next one begins. When the share is used up the call is refused; a
-//! message that pauses is given up, as a body of HTTP is.
+//! call has answered it. Streams have a few messages in the engine at once, so those before the
+//! last few count no more when the next one begins. When the share is used up the call is refused;
+//! a message that pauses is given up, as a body of HTTP is.
 
 use std::collections::VecDeque;
 use std::pin::Pin;

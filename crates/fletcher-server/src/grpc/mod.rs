@@ -103,15 +103,15 @@ impl From<RequestError> for Status {
     }
 }
 
-/// What the library says of messages that cannot be read. It says so with the code of the server's own
-/// failures. (A wrong compression flag stays that: there gRPC's specification demands it.)
+/// What the library says of messages that cannot be read. It says so with the code of the server's
+/// own failures. (A wrong compression flag stays that: there gRPC's specification demands it.)
 const UNREADABLE: [&str; 3] =
     ["failed to decode Protobuf message", "Unexpected EOF", "Missing request message"];
 
 /// Whether the client's bytes are the cause of this status.
 fn is_unreadable(status: &Status) -> bool {
     let begins = |words: &&str| status.message().starts_with(words);
-    status.code() == Code::Internal && UNREADABLE.iter().any(|words| begins(&words))
+    status.code() == Code::Internal && UNREADABLE.iter().any(begins)
 }
 
 /// The client's bytes, named as the cause if they are.

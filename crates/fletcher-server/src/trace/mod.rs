@@ -1,4 +1,5 @@
-//! Traces: each request is a span, its stages are spans below it, and a collector gets them by OTLP.
+//! Traces: each request is a span, its stages are spans below it, and a collector gets them by
+//! OTLP.
 //!
 //! ```text
 //! POST /v1/embeddings ┬ tokenise   texts to token ids
@@ -8,8 +9,8 @@
 //! ```
 //!
 //! A request's parent comes from `traceparent`, over gRPC too; a parent that is not sampled is not
-//! traced here either. A span that finds the queue to the exporter full is dropped and counted: traces
-//! never hold an answer up.
+//! traced here either. A span that finds the queue to the exporter full is dropped and counted:
+//! traces never hold an answer up.
 
 mod export;
 mod wire;

@@ -1,4 +1,5 @@
-//! The part of OTLP's protocol buffers that spans need (opentelemetry-proto 1.x, field numbers as there).
+//! The part of OTLP's protocol buffers that spans need (opentelemetry-proto 1.x, field numbers as
+//! there).
 
 use prost::Message;
 
