@@ -24,6 +24,9 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU kernels.
     Cpu,
+    /// The CPU with the products of Apple's library; vectors may differ in the last bits between
+    /// batches.
+    Accelerate,
     /// NVIDIA cards, which share the work.
     Cuda {
         /// Which.
@@ -89,8 +92,7 @@ impl fmt::Display for Cards {
 
 impl DeviceChoice {
     /// What `--device` takes.
-    pub const NAMES: &str =
-        "auto, cpu, cuda, cuda:N, cuda:N,M,.., cuda:all, vulkan, vulkan:N, metal, reference";
+    pub const NAMES: &str = "auto, cpu, accelerate, cuda, cuda:N, cuda:N,M,.., cuda:all, vulkan, vulkan:N, metal, reference";
 }
 
 impl fmt::Display for DeviceChoice {
@@ -98,6 +100,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             DeviceChoice::Auto => write!(f, "auto"),
             DeviceChoice::Cpu => write!(f, "cpu"),
+            DeviceChoice::Accelerate => write!(f, "accelerate"),
             DeviceChoice::Cuda { cards } => write!(f, "cuda:{cards}"),
             DeviceChoice::Vulkan { index } => write!(f, "vulkan:{index}"),
             DeviceChoice::Metal => write!(f, "metal"),
@@ -126,6 +129,7 @@ impl FromStr for DeviceChoice {
         match (kind, which) {
             ("auto", None) => Ok(DeviceChoice::Auto),
             ("cpu", None) => Ok(DeviceChoice::Cpu),
+            ("accelerate", None) => Ok(DeviceChoice::Accelerate),
             ("cuda", None) => Ok(DeviceChoice::Cuda { cards: Cards::one(0) }),
             ("cuda", Some(cards)) => {
                 Ok(DeviceChoice::Cuda { cards: Cards::parse(cards).ok_or_else(unknown)? })
@@ -158,11 +162,19 @@ struct Row {
 
 const ROWS: &[Row] = &[
     Row { name: "cpu", probe: || Ok(Cpu::describe()) },
+    Row { name: "accelerate", probe: describe_accelerate },
     Row { name: "cuda", probe: Cuda::describe },
     Row { name: "vulkan", probe: || Wgpu::describe(Api::Vulkan) },
     Row { name: "metal", probe: || Wgpu::describe(Api::Metal) },
     Row { name: "reference", probe: || Ok("the definition in f64, one thread, slow".into()) },
 ];
+
+fn describe_accelerate() -> Result<String, String> {
+    match cfg!(target_os = "macos") {
+        true => Ok("the CPU with Accelerate's products in f32, only by name".into()),
+        false => Err("only on Apple's machines".into()),
+    }
+}
 
 /// Probes every device of this build.
 pub fn devices() -> Vec<DeviceReport> {
@@ -208,6 +220,16 @@ pub fn open(
             let cpu = Cpu::new(config.threads).with_precision(precision)?;
             Embedder::new(model, cpu, config)
         }
+        DeviceChoice::Accelerate => {
+            only_f32()?;
+            #[cfg(target_os = "macos")]
+            return Embedder::new(model, crate::cpu::Accelerate::new(config.threads), config);
+            #[cfg(not(target_os = "macos"))]
+            {
+                let reason = describe_accelerate().err().unwrap_or_default();
+                Err(BackendError::Absent { device: device.to_string(), reason }.into())
+            }
+        }
         DeviceChoice::Reference => {
             only_f32()?;
             Embedder::new(model, Reference, config)
@@ -248,6 +270,7 @@ mod tests {
         let names = [
             "auto",
             "cpu",
+            "accelerate",
             "cuda:0",
             "cuda:3",
             "cuda:0,1",

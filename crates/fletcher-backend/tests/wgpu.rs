@@ -5,7 +5,7 @@ mod common;
 
 use std::io::Write;
 
-use fletcher_backend::wgpu::{Api, KernelSet, Wgpu};
+use fletcher_backend::wgpu::{Api, KernelSet, Wgpu, WgpuOptions};
 use fletcher_core::backend::{BackendError, Precision};
 use fletcher_core::conformance;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
@@ -17,7 +17,8 @@ const API: Api = if cfg!(target_os = "macos") { Api::Metal } else { Api::Vulkan 
 fn backends(precision: Precision) -> Vec<Wgpu> {
     let mut backends: Vec<Wgpu> = Vec::new();
     for set in [KernelSet::Staged, KernelSet::Cooperative, KernelSet::Plain] {
-        match Wgpu::open_with(API, 0, precision, set) {
+        let options = WgpuOptions { kernels: set, ..Default::default() };
+        match Wgpu::open_with(API, 0, precision, options) {
             Ok(wgpu) if backends.iter().all(|known| known.name() != wgpu.name()) => {
                 say(&format!("runs on {}", wgpu.name()));
                 backends.push(wgpu);

@@ -11,6 +11,8 @@
 //! - A request that nobody waits for any more leaves the queue at once, and one whose deadline
 //!   passed is answered without being computed.
 
+mod output;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,8 +20,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fletcher_core::embedder::{BlockRow, Embedder};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
+use self::output::Output;
 use crate::background::{Behind, step_back};
 use crate::error::{ItemError, RequestError};
 use crate::metrics::Metrics;
@@ -145,6 +148,8 @@ struct Shared {
     work: Condvar,
     /// Work went, so there may be room.
     room: Notify,
+    /// The first block that failed as a whole, for those who would rather stop.
+    failed: watch::Sender<Option<String>>,
 }
 
 #[derive(Default)]
@@ -192,17 +197,6 @@ struct Job {
     output: Arc<Output>,
 }
 
-/// Where a request's vectors are put together.
-struct Output(Mutex<Option<Assembly>>);
-
-struct Assembly {
-    computed: Computed,
-    left: usize,
-    enqueued: Instant,
-    started: Option<Instant>,
-    done: oneshot::Sender<Computed>,
-}
-
 /// The rows of one request in one block.
 struct Part {
     output: Arc<Output>,
@@ -246,6 +240,7 @@ impl Batcher {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Notify::new(),
+            failed: watch::Sender::default(),
         });
         let spawn = |worker: usize| {
             let shared = shared.clone();
@@ -259,6 +254,14 @@ impl Batcher {
         };
         let threads = (0..workers).filter_map(spawn).collect();
         Self { shared, threads: Mutex::new(threads) }
+    }
+
+    /// Completes when a block has failed as a whole, with the reason.
+    pub(crate) async fn failure(&self) -> String {
+        let mut failed = self.shared.failed.subscribe();
+        let first = failed.wait_for(Option::is_some).await;
+        // The sender is in `self.shared`, so it cannot have gone.
+        first.ok().and_then(|message| message.clone()).unwrap_or_default()
     }
 
     /// Whether any request would be refused now.
@@ -412,13 +415,7 @@ impl Shared {
             let _ = sender.send(computed);
             return ticket(Some(receiver));
         }
-        let assembly = Assembly {
-            computed,
-            left: work.rows.len(),
-            enqueued: Instant::now(),
-            started: None,
-            done: sender,
-        };
+        let output = Output::new(computed, work.rows.len(), sender);
         let tokens = work.rows.iter().map(Vec::len).sum();
         state.queued_tokens[work.lane as usize] += tokens;
         state.lanes[work.lane as usize].push_back(Job {
@@ -429,7 +426,7 @@ impl Shared {
             skip: work.skip,
             unnormalized: work.unnormalized,
             deadline: work.deadline,
-            output: Arc::new(Output(Mutex::new(Some(assembly)))),
+            output: Arc::new(output),
         });
         self.publish(state);
         self.work.notify_all();
@@ -594,47 +591,15 @@ impl Shared {
             Ok(vectors) => vectors.into_iter(),
             Err(message) => {
                 tracing::error!(message, rows = rows.len(), "a block failed");
+                self.failed.send_if_modified(|first| {
+                    first.is_none() && first.replace(message.clone()).is_none()
+                });
                 vec![Err(ItemError::Engine { message }); rows.len()].into_iter()
             }
         };
         for part in &block.parts {
             let results = part.rows.iter().map(|(row, _)| *row).zip(vectors.by_ref());
             part.output.put(results, self.engine.dim());
-        }
-    }
-}
-
-impl Output {
-    fn lock(&self) -> MutexGuard<'_, Option<Assembly>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn start(&self, now: Instant) {
-        if let Some(assembly) = self.lock().as_mut() {
-            assembly.started.get_or_insert(now);
-        }
-    }
-
-    /// Puts vectors in their places, and hands the whole over when it is complete.
-    fn put(&self, results: impl Iterator<Item = (usize, Result<Vec<f32>, ItemError>)>, dim: usize) {
-        let mut slot = self.lock();
-        let Some(assembly) = slot.as_mut() else { return };
-        for (row, result) in results {
-            assembly.left -= 1;
-            match result {
-                Ok(v) => assembly.computed.values[row * dim..(row + 1) * dim].copy_from_slice(&v),
-                Err(error) => assembly.computed.errors.push((row, error)),
-            }
-        }
-        if assembly.left > 0 {
-            return;
-        }
-        if let Some(mut assembly) = slot.take() {
-            let started = assembly.started.unwrap_or(assembly.enqueued);
-            assembly.computed.queued = started.duration_since(assembly.enqueued);
-            assembly.computed.computed = started.elapsed();
-            // Nobody waits any more if this fails, which is the client's right.
-            let _ = assembly.done.send(assembly.computed);
         }
     }
 }

@@ -172,6 +172,11 @@ impl Service {
         self.0.batcher.close();
     }
 
+    /// Completes when a device has failed a block, with the reason; its requests were told too.
+    pub async fn device_failure(&self) -> String {
+        self.0.batcher.failure().await
+    }
+
     /// The engine.
     pub fn embedder(&self) -> &Embedder {
         &self.0.embedder

@@ -319,6 +319,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "0..1", default_value_t = 1.0, env = "FLETCHER_OTLP_RATIO")]
     pub(crate) otlp_ratio: f64,
 
+    /// What to do when the device fails, besides answering the requests it failed with an error
+    #[arg(long, value_enum, default_value_t = OnDeviceFailureArg::Serve)]
+    #[arg(env = "FLETCHER_ON_DEVICE_FAILURE")]
+    pub(crate) on_device_failure: OnDeviceFailureArg,
+
     /// Log as lines of text or of JSON, to standard error
     #[arg(long, value_enum, default_value_t = LogFormatArg::Text, env = "FLETCHER_LOG_FORMAT")]
     pub(crate) log_format: LogFormatArg,
@@ -336,6 +341,14 @@ pub(crate) struct ServeArgs {
     /// The options in effect, for `--print-config`.
     #[arg(skip)]
     pub(crate) in_effect: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnDeviceFailureArg {
+    /// Go on: the next request may succeed
+    Serve,
+    /// Drain and exit with 1, for a supervisor to start it again
+    Exit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -54,6 +54,17 @@ pub(crate) fn hub() -> HubConfig {
     HubConfig::from_vars(|name| std::env::var(name).ok())
 }
 
+/// Keeps Mesa's layer that picks a default GPU from asking the desktop where there is none: it
+/// writes a line to standard error then, into the program's own. We number adapters ourselves.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub(crate) fn quiet_vulkan_drivers() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: called first in `main`, before there is a second thread that could read the
+        // environment meanwhile.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 /// CPUs this process may use: the standard library takes the least of the CPU set and the cgroup
 /// quota, so that a container of two CPUs on a host of 128 gets two threads.
 pub(crate) fn threads() -> usize {

@@ -16,6 +16,7 @@ mod progress;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    config::quiet_vulkan_drivers();
     silence_expected_panics();
     let cli = match options_file::parse() {
         Ok(cli) => cli,

@@ -336,6 +336,15 @@ fn verify_passes_on_the_right_model_and_fails_on_another() {
     check(&fletcher(&args), 1, &["not those of"]);
 }
 
+/// Also where a Vulkan driver is installed that would rather ask a desktop.
+#[test]
+fn info_says_nothing_aside() {
+    let program = env!("CARGO_BIN_EXE_fletcher");
+    let output = Command::new(program).arg("info").env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
 #[test]
 fn info_tells_the_models_facts() {
     let output = fletcher(&["info", "-m", &golden("nomic-native")]);

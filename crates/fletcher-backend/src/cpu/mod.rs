@@ -11,11 +11,16 @@
 //! the core's L2 cache while the weights stream past. Only a text that is alone is shared by all
 //! cores (`split.rs`).
 
+#[cfg(any(test, target_os = "macos"))]
+#[cfg_attr(not(target_os = "macos"), expect(unreachable_pub, reason = "exported on a Mac"))]
+mod accelerate;
 mod arena;
 mod ops;
 mod peak;
 mod split;
 
+#[cfg(target_os = "macos")]
+pub use accelerate::Accelerate;
 pub use arena::Arena;
 pub use peak::peak;
 

@@ -435,7 +435,7 @@ impl Cpu {
     }
 }
 
-fn kernel(activation: Activation) -> kernels::Activation {
+pub(super) fn kernel(activation: Activation) -> kernels::Activation {
     match activation {
         Activation::GeluErf => kernels::Activation::GeluErf,
         Activation::GeluTanh => kernels::Activation::GeluTanh,

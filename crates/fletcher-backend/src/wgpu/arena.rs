@@ -14,11 +14,14 @@ use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{EncoderSpec, learned_rows};
 
 use super::device::Gpu;
-use super::shader::{Element, QUERIES};
+use super::profile::{Timer, Work};
+use super::shader::{Element, Kernel, QUERIES};
 
 /// Rows of a slot come in whole tiles of the largest GEMM, with as many to spare, because tiles of
 /// keys may begin anywhere.
-const ROW_TILE: usize = 128;
+const ROW_TILE: usize = 256;
+/// Queries of a workgroup of the attentions: of the plain one and the cooperative ones.
+const QUERY_TILES: [usize; 2] = [QUERIES, 2 * QUERIES];
 /// A row takes a multiple of this many elements: the longest step of a GEMM over its input.
 const STRIDE_UNIT: usize = 32;
 
@@ -58,9 +61,24 @@ pub(super) struct BatchLayout {
     /// `rows + 1` sequence offsets.
     pub(super) offsets: usize,
     /// Three words for each tile of queries: its sequence's first token and length, and the
-    /// tile's first query.
-    pub(super) tiles: usize,
-    pub(super) tile_count: usize,
+    /// tile's first query. Once for each of [`QUERY_TILES`].
+    pub(super) tiles: [usize; 2],
+    pub(super) tile_counts: [usize; 2],
+    /// Of a token with one of its sequence.
+    pub(super) pairs: usize,
+}
+
+/// One kernel over the batch.
+pub(super) struct Launch<'a> {
+    pub(super) kernel: Kernel,
+    pub(super) pipeline: &'a wgpu::ComputePipeline,
+    pub(super) input: Place,
+    pub(super) output: Place,
+    pub(super) parameters: &'a wgpu::BindGroup,
+    pub(super) immediates: &'a [u32],
+    /// Workgroups.
+    pub(super) grid: [usize; 3],
+    pub(super) work: Work,
 }
 
 struct Recording {
@@ -82,7 +100,11 @@ pub struct Arena {
     /// Made when first needed; a model uses about ten pairs.
     bindings: Vec<((Place, Place), wgpu::BindGroup)>,
     recording: Option<Recording>,
+    /// The description of the batch, and the same as bytes.
     words: Vec<u32>,
+    bytes: Vec<u8>,
+    /// Where the device is profiled.
+    timer: Option<Timer>,
 }
 
 impl std::fmt::Debug for Arena {
@@ -120,7 +142,8 @@ impl Arena {
         // A sequence has at least one token, so there are no more rows than tokens.
         let pooled = max_tokens * spec.hidden * size_of::<f32>();
         let returned = pooled.max(slots[Slot::Hidden as usize].size() as usize);
-        let words = 4 * max_tokens + 1 + 3 * (max_tokens + max_tokens / QUERIES + 1);
+        let tiles = QUERY_TILES.map(|queries| max_tokens + max_tokens / queries + 1);
+        let words = 4 * max_tokens + 1 + 3 * tiles.iter().sum::<usize>();
         let description = words * size_of::<u32>();
         Ok(Self {
             spec: spec.clone(),
@@ -141,6 +164,8 @@ impl Arena {
             bindings: Vec::new(),
             recording: None,
             words: Vec::with_capacity(words),
+            bytes: Vec::with_capacity(description),
+            timer: gpu.profile.as_ref().map(|_| Timer::new(&gpu)).transpose()?,
             gpu,
         })
     }
@@ -167,44 +192,51 @@ impl Arena {
         }
         let offsets = words.len();
         words.extend(batch.offsets().iter().map(|&offset| offset as u32));
-        let tiles = words.len();
-        for sequence in batch.sequences() {
-            for first in (0..sequence.len()).step_by(QUERIES) {
-                words.extend([sequence.start as u32, sequence.len() as u32, first as u32]);
+        let (mut tiles, mut tile_counts) = ([0; 2], [0; 2]);
+        for (index, queries) in QUERY_TILES.into_iter().enumerate() {
+            tiles[index] = words.len();
+            for sequence in batch.sequences() {
+                for first in (0..sequence.len()).step_by(queries) {
+                    words.extend([sequence.start as u32, sequence.len() as u32, first as u32]);
+                }
             }
+            tile_counts[index] = (words.len() - tiles[index]) / 3;
         }
-        let tile_count = (words.len() - tiles) / 3;
-        self.batch = BatchLayout { tokens, offsets, tiles, tile_count };
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        self.gpu.queue.write_buffer(&self.description, 0, &bytes);
+        let pairs = batch.sequences().map(|sequence| sequence.len().pow(2)).sum();
+        self.batch = BatchLayout { tokens, offsets, tiles, tile_counts, pairs };
+        self.bytes.resize(words.len() * size_of::<u32>(), 0);
+        for (to, word) in self.bytes.chunks_exact_mut(size_of::<u32>()).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        self.gpu.queue.write_buffer(&self.description, 0, &self.bytes);
     }
 
-    /// Records one kernel over the batch: `grid` workgroups.
-    pub(super) fn record(
-        &mut self,
-        pipeline: &wgpu::ComputePipeline,
-        (input, output): (Place, Place),
-        parameters: &wgpu::BindGroup,
-        immediates: &[u32],
-        grid: [usize; 3],
-    ) {
-        let rows = self.binding(input, output);
-        let gpu = &self.gpu;
+    /// Records one kernel over the batch.
+    pub(super) fn record(&mut self, launch: Launch<'_>) {
+        let rows = self.binding(launch.input, launch.output);
+        let (gpu, timer) = (&self.gpu, &mut self.timer);
         let Recording { pass, .. } = self.recording.get_or_insert_with(|| {
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
-            let pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
+            let mut pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
+            if let Some(timer) = timer {
+                timer.begin(&mut pass);
+            }
             Recording { encoder, pass }
         });
         let mut bytes = [0u8; 32];
-        for (to, word) in bytes.chunks_exact_mut(4).zip(immediates) {
+        for (to, word) in bytes.chunks_exact_mut(4).zip(launch.immediates) {
             to.copy_from_slice(&word.to_ne_bytes());
         }
-        pass.set_pipeline(pipeline);
+        pass.set_pipeline(launch.pipeline);
         pass.set_bind_group(0, &self.bindings[rows].1, &[]);
-        pass.set_bind_group(1, parameters, &[]);
-        pass.set_immediates(0, &bytes[..4 * immediates.len()]);
-        let [x, y, z] = grid.map(|size| size as u32);
+        pass.set_bind_group(1, launch.parameters, &[]);
+        pass.set_immediates(0, &bytes[..4 * launch.immediates.len()]);
+        let [x, y, z] = launch.grid.map(|size| size as u32);
         pass.dispatch_workgroups(x, y, z);
+        if let Some(timer) = &mut self.timer {
+            let Launch { kernel, input, output, .. } = launch;
+            timer.after(pass, format!("{kernel:?} {input:?} {output:?}"), launch.work);
+        }
     }
 
     /// Which of the bindings holds the pair.
@@ -239,25 +271,26 @@ impl Arena {
         };
         let bytes = bytes as u64;
         encoder.copy_buffer_to_buffer(self.buffer(place), 0, &self.returned, 0, bytes);
-        let submission = self.gpu.queue.submit([encoder.finish()]);
+        if let Some(timer) = &self.timer {
+            timer.resolve(&mut encoder);
+        }
+        self.gpu.queue.submit([encoder.finish()]);
         let (sender, receiver) = mpsc::channel();
         let range = self.returned.slice(..bytes);
         range.map_async(wgpu::MapMode::Read, move |result| {
             // A receiver that gave up needs no answer.
             let _ = sender.send(result);
         });
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        let waited = self.gpu.device.poll(wait);
-        self.gpu.check()?;
-        waited.map_err(|e| self.gpu.failure(e.to_string()))?;
-        // Another worker's poll may have taken our answer and be about to deliver it.
-        let mapped = receiver.recv().map_err(|e| self.gpu.failure(e.to_string()))?;
+        let mapped = self.gpu.wait(&receiver)?;
         mapped.map_err(|e| self.gpu.failure(e.to_string()))?;
         let result = {
             let view = range.get_mapped_range().map_err(|e| self.gpu.failure(e.to_string()))?;
             read(&view)
         };
         self.returned.unmap();
+        if let (Some(timer), Some(profile)) = (&self.timer, &self.gpu.profile) {
+            timer.collect(&self.gpu, profile)?;
+        }
         self.gpu.check().map(|()| result)
     }
 }

@@ -2,11 +2,14 @@
 //! and with every failure turned into a [`BackendError`].
 
 use std::fmt;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fletcher_core::backend::{BackendError, Precision};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 
+use super::profile::{self, Profile};
 use super::shader::{Element, Target};
 
 /// What the kernels cannot do without.
@@ -24,6 +27,10 @@ const WORKGROUP_BYTES: u32 = 21 << 10;
 const WORKGROUP_THREADS: u32 = 256;
 /// Sides of the cooperative tiles for which there are kernels, the better ones first.
 const TILES: [u32; 2] = [16, 8];
+
+/// A wait asks the device this long without a pause, and after that with pauses of the second.
+const BUSY_WAIT: Duration = Duration::from_micros(300);
+const PAUSE: Duration = Duration::from_micros(40);
 
 /// Which API a device is reached through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +73,8 @@ pub(super) struct Gpu {
     pub(super) layouts: Layouts,
     /// Bound where a kernel's parameter is absent.
     pub(super) nothing: wgpu::Buffer,
+    /// The kernels' times, where they are wanted.
+    pub(super) profile: Option<Profile>,
     /// The first failure that no call of ours was waiting for.
     failed: Arc<Mutex<Option<String>>>,
 }
@@ -140,11 +149,26 @@ fn describe_adapter(adapter: &wgpu::Adapter) -> String {
         false => tile(Element::F16, "f16"),
         true => "no f16".to_owned(),
     };
+    // Of the features, those that kernels use; an adapter without the first two cannot be used.
+    let lanes = match (info.subgroup_min_size, info.subgroup_max_size) {
+        (least, most) if least == most => least.to_string(),
+        (least, most) => format!("{least} to {most}"),
+    };
+    let mut features = format!("subgroups of {lanes}, immediates");
+    if !missing_f16(adapter) {
+        features.push_str(", f16");
+    }
+    if listed_tile(adapter, Element::F16).or(listed_tile(adapter, Element::F32)).is_some() {
+        features.push_str(", cooperative matrices");
+    }
     format!(
-        "{name}: {}, {f16}; buffers to {} MiB, workgroup memory {} KiB",
+        "{name}: {}, {f16}; uses {features}; limits: buffers of {} MiB, workgroups of {} threads \
+         and {} KiB, {} workgroups a dimension",
         tile(Element::F32, "f32"),
-        limits.max_storage_buffer_binding_size >> 20,
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) >> 20,
+        limits.max_compute_invocations_per_workgroup,
         limits.max_compute_workgroup_storage_size >> 10,
+        limits.max_compute_workgroups_per_dimension,
     )
 }
 
@@ -194,7 +218,12 @@ fn listed_tile(adapter: &wgpu::Adapter, element: Element) -> Option<u32> {
 
 impl Gpu {
     /// Opens the adapter of that number.
-    pub(super) fn open(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
+    pub(super) fn open(
+        api: Api,
+        index: usize,
+        precision: Precision,
+        profiled: bool,
+    ) -> Result<Self, BackendError> {
         let device_name = match api {
             Api::Vulkan => format!("vulkan:{index}"),
             Api::Metal => "metal".to_owned(),
@@ -224,13 +253,17 @@ impl Gpu {
             let adapter = adapter.get_info().name;
             return Err(absent(format!("{adapter} lacks {}", missing.join(", "))));
         }
-        Self::request(&device_name, &adapter, element)
+        if profiled && !adapter.features().contains(profile::FEATURES) {
+            return Err(absent("it has no clock that kernels could be timed by".into()));
+        }
+        Self::request(&device_name, &adapter, element, profiled)
     }
 
     fn request(
         device_name: &str,
         adapter: &wgpu::Adapter,
         element: Element,
+        profiled: bool,
     ) -> Result<Self, BackendError> {
         let info = adapter.get_info();
         let name = format!("{device_name} ({})", info.name);
@@ -241,6 +274,9 @@ impl Gpu {
         }
         if tile.is_some() {
             features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
+        if profiled {
+            features |= profile::FEATURES;
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fletcher"),
@@ -262,9 +298,9 @@ impl Gpu {
         };
         let also = first.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first(error.to_string())));
-        device.set_device_lost_callback(move |reason, message| match reason {
-            wgpu::DeviceLostReason::Destroyed => {}
-            _ => also(format!("the device is lost: {message}")),
+        // Of what is asked of a lost device, wgpu itself does not complain.
+        device.set_device_lost_callback(move |reason, message| {
+            also(format!("the device is lost: {reason:?} {message}").trim_end().to_owned());
         });
         let layouts = layouts(&device);
         let nothing = device.create_buffer_init(&BufferInitDescriptor {
@@ -273,8 +309,34 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE,
         });
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let target = Target { element, lanes: 0 };
-        Ok(Self { name, device, queue, target, tile, software, layouts, nothing, failed })
+        let memory = adapter.limits().max_compute_workgroup_storage_size;
+        let target = Target { element, lanes: 0, memory };
+        let profile = profiled.then(Profile::default);
+        Ok(Self { name, device, queue, target, tile, software, layouts, nothing, profile, failed })
+    }
+
+    /// Waits for an answer that the device's callbacks send.
+    ///
+    /// Never inside the driver: whoever waits there holds a lock of wgpu's for as long, and the
+    /// other workers cannot submit their batches meanwhile.
+    pub(super) fn wait<T>(&self, answer: &Receiver<T>) -> Result<T, BackendError> {
+        let started = Instant::now();
+        loop {
+            let polled = self.device.poll(wgpu::PollType::Poll);
+            match answer.try_recv() {
+                Ok(answer) => return self.check().map(|()| answer),
+                Err(TryRecvError::Disconnected) => {
+                    self.check()?;
+                    return Err(self.failure("the device dropped a batch"));
+                }
+                Err(TryRecvError::Empty) => self.check()?,
+            }
+            polled.map_err(|e| self.failure(e.to_string()))?;
+            match started.elapsed() < BUSY_WAIT && !self.software {
+                true => std::hint::spin_loop(),
+                false => std::thread::sleep(PAUSE),
+            }
+        }
     }
 
     /// A failure as the backend reports it.
@@ -303,13 +365,24 @@ impl Gpu {
         let memory = pollster::block_on(memory.pop());
         let validation = pollster::block_on(validation.pop());
         let internal = pollster::block_on(internal.pop());
-        if memory.is_some() {
-            let device = self.name.clone();
-            return Err(BackendError::OutOfMemory { device, what, needed_bytes });
-        }
-        match validation.or(internal) {
-            Some(error) => Err(self.failure(format!("{what}: {error}"))),
+        match memory.or(validation).or(internal) {
+            Some(error) => Err(self.refusal(what, needed_bytes, &error)),
             None => self.check().map(|()| result),
+        }
+    }
+
+    /// What the device said of a piece of work, as the backend reports it.
+    pub(super) fn refusal(
+        &self,
+        what: &'static str,
+        needed_bytes: usize,
+        error: &wgpu::Error,
+    ) -> BackendError {
+        match error {
+            wgpu::Error::OutOfMemory { .. } => {
+                BackendError::OutOfMemory { device: self.name.clone(), what, needed_bytes }
+            }
+            error => self.failure(format!("{what}: {error}")),
         }
     }
 
@@ -337,9 +410,11 @@ impl Gpu {
         contents: &[u8],
     ) -> Result<wgpu::Buffer, BackendError> {
         self.check_size(what, contents.len())?;
-        let usage = wgpu::BufferUsages::STORAGE;
-        let descriptor = BufferInitDescriptor { label: Some(what), contents, usage };
-        self.guard(what, contents.len(), || self.device.create_buffer_init(&descriptor))
+        // Not a buffer that is mapped when it is made: mapping panics on a device that is lost.
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(what, contents.len(), usage)?;
+        self.guard(what, contents.len(), || self.queue.write_buffer(&buffer, 0, contents))?;
+        Ok(buffer)
     }
 
     /// Refuses what no binding could show to a kernel.

@@ -10,6 +10,7 @@
 //! * [`pipelines`]: compiled kernels
 //! * [`arena`]: a worker's buffers and the batch being recorded
 //! * [`ops`]: the operations
+//! * [`profile`]: the kernels' times by the device's clock
 //! * [`verify`]: the cooperative kernels against the CPU, before their first use
 //!
 //! Half precision stores weights and activations in f16 and sums in f32. A value beyond f16's
@@ -23,11 +24,15 @@ mod device;
 mod msl;
 mod ops;
 mod pipelines;
+mod profile;
 mod shader;
+#[cfg(test)]
+mod tune;
 mod verify;
 
 pub use arena::Arena;
 pub use device::Api;
+pub use profile::KernelTime;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,7 +40,7 @@ use fletcher_core::backend::{BackendError, Precision};
 
 use device::Gpu;
 use pipelines::Pipelines;
-use shader::{CooperativeAttention, Kernel, Tiling};
+use shader::{CooperativeAttention, Kernel};
 
 /// Which kernels do the matrix products; the later ones are faster where a device has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +51,22 @@ pub enum KernelSet {
     Cooperative,
     /// With cooperative matrices, staged in workgroup memory.
     Staged,
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WgpuOptions {
+    /// The best kernels that may be used.
+    pub kernels: KernelSet,
+    /// Whether to time the kernels by the device's clock, which costs time; see
+    /// [`Wgpu::take_profile`].
+    pub profiled: bool,
+}
+
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        Self { kernels: KernelSet::Staged, profiled: false }
+    }
 }
 
 /// A GPU through wgpu.
@@ -77,10 +98,10 @@ impl Wgpu {
     /// # Errors
     /// When there is none, or when it lacks something that the kernels need.
     pub fn open(api: Api, index: usize, precision: Precision) -> Result<Self, BackendError> {
-        Self::open_with(api, index, precision, KernelSet::Staged)
+        Self::open_with(api, index, precision, WgpuOptions::default())
     }
 
-    /// As [`Self::open`], with no better kernels than `best`.
+    /// As [`Self::open`], with options.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -88,9 +109,10 @@ impl Wgpu {
         api: Api,
         index: usize,
         precision: Precision,
-        best: KernelSet,
+        options: WgpuOptions,
     ) -> Result<Self, BackendError> {
-        let mut gpu = Gpu::open(api, index, precision)?;
+        let best = options.kernels;
+        let mut gpu = Gpu::open(api, index, precision, options.profiled)?;
         let lanes = verify::lanes(&gpu)?;
         gpu.target.lanes = lanes;
         let tile = match gpu.tile {
@@ -110,20 +132,14 @@ impl Wgpu {
             attentions: Arc::default(),
         };
         if let Some(tile) = tile {
-            let stage = best >= KernelSet::Staged && wgpu.can_stage(api, tile);
+            // Metal's language cannot say the staged ones.
+            let stage = best >= KernelSet::Staged && api == Api::Vulkan;
             wgpu.staged = stage && verify::gemm(&wgpu, tile, true)?;
             if !wgpu.staged && !verify::gemm(&wgpu, tile, false)? {
                 wgpu.tile = None;
             }
         }
         Ok(wgpu)
-    }
-
-    /// Whether the device can run the staged GEMM: Metal's language cannot say it.
-    fn can_stage(&self, api: Api, tile: u32) -> bool {
-        let most = self.gpu.device.limits().max_compute_workgroup_storage_size;
-        let large = Tiling::large(tile, true);
-        api == Api::Vulkan && large.workgroup_bytes(self.gpu.target.element) <= most
     }
 
     /// What `fletcher info` says of an API's adapters.
@@ -150,6 +166,11 @@ impl Wgpu {
             None => "plain kernels".to_owned(),
         };
         format!("{}, {:?}, {kernels}", self.gpu.name, self.gpu.target.element)
+    }
+
+    /// The kernels' times since the last call, the longest first; none unless opened `profiled`.
+    pub fn take_profile(&self) -> Vec<KernelTime> {
+        self.gpu.profile.as_ref().map_or_else(Vec::new, profile::Profile::take)
     }
 
     fn pipeline(&self, kernel: Kernel) -> Result<wgpu::ComputePipeline, BackendError> {

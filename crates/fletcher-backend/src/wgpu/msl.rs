@@ -24,18 +24,18 @@ const WORKGROUP_BYTES: u32 = 32 << 10;
 /// Every kernel that a Mac can be asked to run.
 fn kernels(element: Element) -> Vec<Kernel> {
     use Activation::{GeluErf, GeluTanh, Identity, Relu, Silu, Tanh};
-    let mut kernels = vec![
-        Kernel::Embed,
-        Kernel::Norm { in_place: false },
-        Kernel::Norm { in_place: true },
-        Kernel::Rotary,
-        Kernel::Pool,
-    ];
+    let mut kernels = vec![Kernel::Embed, Kernel::Rotary, Kernel::Pool];
+    for in_place in [false, true] {
+        for held in [None, Some(1), Some(3), Some(8)] {
+            kernels.push(Kernel::Norm { in_place, held });
+        }
+    }
     let mut epilogues = vec![Epilogue::Store, Epilogue::Accumulate];
     for activation in [GeluErf, GeluTanh, Silu, Relu, Tanh, Identity] {
         epilogues.extend([Epilogue::Activate(activation), Epilogue::Gate(activation)]);
     }
-    for tiling in [None, Some(Tiling::small(TILE, false)), Some(Tiling::large(TILE, false))] {
+    let large = Tiling::large(target(element), TILE, false, 128);
+    for tiling in [None, Some(Tiling::small(TILE, false)), Some(large)] {
         kernels.extend(epilogues.iter().map(|&epilogue| Kernel::Gemm { epilogue, tiling }));
     }
     for relative in [false, true] {
@@ -177,7 +177,7 @@ fn stores_with_expressions(wgsl: &str) -> Vec<&str> {
 }
 
 fn target(element: Element) -> Target {
-    Target { element, lanes: LANES }
+    Target { element, lanes: LANES, memory: WORKGROUP_BYTES }
 }
 
 #[test]
@@ -198,21 +198,24 @@ fn every_kernel_translates_to_sound_metal() {
 /// valid.
 #[test]
 fn every_kernel_of_larger_tiles_is_valid() {
+    let vulkan = Target { memory: 48 << 10, ..target(Element::F16) };
     for tile in [8, 16] {
         let mut kernels = Vec::new();
         for staged in [false, true] {
-            for tiling in [Tiling::small(tile, staged), Tiling::large(tile, staged)] {
-                let epilogue = Epilogue::Gate(Activation::GeluErf);
-                kernels.push(Kernel::Gemm { epilogue, tiling: Some(tiling) });
+            let small = Tiling::small(tile, staged);
+            let large = [96, 128].map(|depth| Tiling::large(vulkan, tile, staged, depth));
+            for tiling in [small, large[0], large[1]] {
+                for epilogue in [Epilogue::Gate(Activation::GeluErf), Epilogue::Accumulate] {
+                    kernels.push(Kernel::Gemm { epilogue, tiling: Some(tiling) });
+                }
             }
         }
-        for dim in (1..=256).filter(|&dim| shader::attention_fits(target(Element::F16), tile, dim))
-        {
+        for dim in (1..=256).filter(|&dim| shader::attention_fits(vulkan, tile, dim)) {
             let form = CooperativeAttention { tile, head_dim: dim, vectors: true };
             kernels.push(Kernel::Attention { relative: true, cooperative: Some(form) });
         }
         for kernel in kernels {
-            validate(&shader::text(kernel, target(Element::F16)));
+            validate(&shader::text(kernel, vulkan));
         }
     }
 }

@@ -10,19 +10,22 @@ use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{EncoderSpec, rotary_table};
 use fletcher_core::weights::Tensor;
 
-use super::arena::{Arena, Place, bytes_per_token, stride};
+use super::arena::{Arena, Launch, Place, bytes_per_token, stride};
+use super::profile::Work;
 use super::shader::{
-    CooperativeAttention, Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE, POINTWISE_THREADS,
-    POOL_COLUMNS, Tiling,
+    ATTENTION_SUBGROUPS, CooperativeAttention, Element, HEAD_CHUNK, Kernel, NORM_ROWS, PLAIN_TILE,
+    POINTWISE_THREADS, POOL_COLUMNS, QUERIES, Tiling,
 };
 use super::{Embedding, Linear, Norm, RelativeBias, Rotary, Wgpu};
 
 /// Activations of a block, when the user names no number of tokens.
-const BLOCK_BYTES: usize = 192 << 20;
+const BLOCK_BYTES: usize = 384 << 20;
 /// A block above this many tokens gains nothing.
 const BLOCK_TOKENS_MAX: usize = 49_152;
 /// A block is not split below this many tokens.
 const BLOCK_TOKENS_LEAST: usize = 16_384;
+/// Fours of a row that a lane of the norm can keep in registers.
+const NORM_HELD: u32 = 8;
 /// On a CPU that plays a GPU, large blocks gain nothing at all.
 const BLOCK_TOKENS_SOFTWARE: usize = 2048;
 /// Weights are padded to this many features: the widest tile of a GEMM.
@@ -50,11 +53,9 @@ impl Backend for Wgpu {
         (BLOCK_BYTES / bytes_per_token(spec, self.gpu.target.element)).clamp(512, most)
     }
 
-    /// Large blocks instead of several at once: on the card where both were measured, a second
-    /// thread that submits and waits cost more than the idle time that it filled (two workers
-    /// reached 97,000 vectors a second where one reached 352,000: BERT-tiny, calls of 1,024 rows).
+    /// While one batch is on the device, another is prepared and a third read back.
     fn workers(&self) -> usize {
-        1
+        if self.gpu.software { 1 } else { 3 }
     }
 
     /// A smaller batch leaves most of a GPU idle, and a second one costs as much to submit.
@@ -164,24 +165,29 @@ impl Backend for Wgpu {
         arena.begin(batch, embedding.position_offset);
         let quads = arena.stride(Slot::Hidden) / 4;
         let tokens = batch.tokens();
-        arena.record(
-            &self.pipeline(Kernel::Embed)?,
-            (Place::Slot(Slot::Normed), Place::Slot(Slot::Hidden)),
-            &embedding.group,
-            &[
+        let kernel = Kernel::Embed;
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            // Bound, not read.
+            input: Place::Slot(Slot::Normed),
+            output: Place::Slot(Slot::Hidden),
+            parameters: &embedding.group,
+            immediates: &[
                 tokens as u32,
                 quads as u32,
                 embedding.has_positions.into(),
                 embedding.has_types.into(),
             ],
-            pointwise(tokens * quads),
-        );
+            grid: pointwise(tokens * quads),
+            work: self.work(0, 2 * tokens * 4 * quads),
+        });
         Ok(())
     }
 
     fn linear(&self, arena: &mut Arena, op: LinearOp<'_, Self>) -> Result<(), BackendError> {
         let columns = columns(arena, &op);
-        let tiling = self.tiling(arena.batch.tokens, columns);
+        let tiling = self.tiling(arena.batch.tokens, op.weight.depth, columns);
         self.linear_as(arena, op, tiling)
     }
 
@@ -195,13 +201,18 @@ impl Backend for Wgpu {
         };
         let (tokens, columns) = (arena.batch.tokens as u32, op.norm.columns as u32);
         let quads = (arena.stride(op.output) / 4) as u32;
-        arena.record(
-            &self.pipeline(Kernel::Norm { in_place })?,
-            (Place::Slot(input), Place::Slot(op.output)),
-            &op.norm.group,
-            &[tokens, columns, quads, op.norm.eps.to_bits()],
-            [(tokens as usize).div_ceil(NORM_ROWS), 1, 1],
-        );
+        let held = quads.div_ceil(self.gpu.target.lanes.max(1));
+        let kernel = Kernel::Norm { in_place, held: (held <= NORM_HELD).then_some(held) };
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            input: Place::Slot(input),
+            output: Place::Slot(op.output),
+            parameters: &op.norm.group,
+            immediates: &[tokens, columns, quads, op.norm.eps.to_bits()],
+            grid: [(tokens as usize).div_ceil(NORM_ROWS), 1, 1],
+            work: self.work(0, 2 * (tokens * columns) as usize),
+        });
         Ok(())
     }
 
@@ -213,13 +224,18 @@ impl Backend for Wgpu {
     ) -> Result<(), BackendError> {
         let pairs = 2 * arena.spec.heads * rotary.half;
         let stride = arena.stride(Slot::Qkv);
-        arena.record(
-            &self.pipeline(Kernel::Rotary)?,
-            (Place::Slot(Slot::Context), Place::Slot(Slot::Qkv)),
-            &rotary.group,
-            &[batch.tokens(), pairs, rotary.half, stride].map(|value| value as u32),
-            pointwise(batch.tokens() * pairs),
-        );
+        let kernel = Kernel::Rotary;
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            // Bound, not read.
+            input: Place::Slot(Slot::Context),
+            output: Place::Slot(Slot::Qkv),
+            parameters: &rotary.group,
+            immediates: &[batch.tokens(), pairs, rotary.half, stride].map(|value| value as u32),
+            grid: pointwise(batch.tokens() * pairs),
+            work: self.work(0, 4 * batch.tokens() * pairs),
+        });
         Ok(())
     }
 
@@ -251,13 +267,17 @@ impl Backend for Wgpu {
             Pooling::LastToken => 5,
         };
         let (offsets, stride) = (arena.batch.offsets, arena.stride(Slot::Hidden));
-        arena.record(
-            &self.pipeline(Kernel::Pool)?,
-            (Place::Slot(Slot::Hidden), Place::Pooled),
-            &self.no_parameters,
-            &[offsets, columns, stride, mode, op.skip].map(|value| value as u32),
-            [columns.div_ceil(POOL_COLUMNS), batch.rows(), 1],
-        );
+        let kernel = Kernel::Pool;
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            input: Place::Slot(Slot::Hidden),
+            output: Place::Pooled,
+            parameters: &self.no_parameters,
+            immediates: &[offsets, columns, stride, mode, op.skip].map(|value| value as u32),
+            grid: [columns.div_ceil(POOL_COLUMNS), batch.rows(), 1],
+            work: self.work(0, batch.tokens() * columns),
+        });
         let bytes = batch.rows() * columns * size_of::<f32>();
         arena.finish(Place::Pooled, bytes, |bytes| decode_f32(bytes, vectors))
     }
@@ -328,13 +348,22 @@ impl Wgpu {
             None => (PLAIN_TILE, PLAIN_TILE),
             Some(tiling) => (tiling.columns(), tiling.rows()),
         };
-        arena.record(
-            &self.pipeline(Kernel::Gemm { epilogue: op.epilogue, tiling })?,
-            (Place::Slot(op.input), Place::Slot(op.output)),
-            &op.weight.group,
-            &[tokens, op.weight.depth, x_stride, columns, y_stride].map(|value| value as u32),
-            [columns.div_ceil(across as usize), tokens.div_ceil(down as usize), 1],
-        );
+        let kernel = Kernel::Gemm { epilogue: op.epilogue, tiling };
+        let written = match op.epilogue {
+            Epilogue::Accumulate => 2 * y_stride,
+            _ => y_stride,
+        };
+        let depth = op.weight.depth;
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            input: Place::Slot(op.input),
+            output: Place::Slot(op.output),
+            parameters: &op.weight.group,
+            immediates: &[tokens, depth, x_stride, columns, y_stride].map(|value| value as u32),
+            grid: [columns.div_ceil(across as usize), tokens.div_ceil(down as usize), 1],
+            work: self.work(2 * tokens * depth * columns, tokens * (x_stride + written)),
+        });
         Ok(())
     }
 
@@ -354,8 +383,13 @@ impl Wgpu {
         let scale = 1.0 / (dim as f32).sqrt();
         // A window as wide as the longest sequence is none.
         let window = op.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX);
+        // The plain one's tiles are as high as those of four subgroups with matrices of 8.
+        let tiles = match cooperative {
+            Some(form) if (ATTENTION_SUBGROUPS * form.tile) as usize == 2 * QUERIES => 1,
+            _ => 0,
+        };
         let immediates = [
-            arena.batch.tiles as u32,
+            arena.batch.tiles[tiles] as u32,
             arena.stride(Slot::Qkv) as u32,
             arena.stride(Slot::Context) as u32,
             (heads * dim) as u32,
@@ -364,21 +398,31 @@ impl Wgpu {
             window,
             op.relative.map_or(0, |bias| bias.positions as u32),
         ];
-        let grid = [arena.batch.tile_count, heads, chunks];
-        arena.record(
-            &self.pipeline(Kernel::Attention { relative, cooperative })?,
-            (Place::Slot(Slot::Qkv), Place::Slot(Slot::Context)),
-            op.relative.map_or(&self.no_parameters, |bias| &bias.group),
-            &immediates,
-            grid,
-        );
+        let kernel = Kernel::Attention { relative, cooperative };
+        arena.record(Launch {
+            kernel,
+            pipeline: &self.pipeline(kernel)?,
+            input: Place::Slot(Slot::Qkv),
+            output: Place::Slot(Slot::Context),
+            parameters: op.relative.map_or(&self.no_parameters, |bias| &bias.group),
+            immediates: &immediates,
+            grid: [arena.batch.tile_counts[tiles], heads, chunks],
+            work: self
+                .work(4 * arena.batch.pairs * heads * dim, 4 * arena.batch.tokens * heads * dim),
+        });
         Ok(())
     }
 
+    /// A launch's work: operations, and elements read and written.
+    fn work(&self, operations: usize, elements: usize) -> Work {
+        let bytes = (elements * self.gpu.target.element.bytes()) as f64;
+        Work { operations: operations as f64, bytes }
+    }
+
     /// How to spread a product over the device.
-    fn tiling(&self, tokens: usize, columns: usize) -> Option<Tiling> {
+    fn tiling(&self, tokens: usize, depth: usize, columns: usize) -> Option<Tiling> {
         let tile = self.tile?;
-        let large = Tiling::large(tile, self.staged);
+        let large = Tiling::large(self.gpu.target, tile, self.staged, depth);
         let workgroups =
             tokens.div_ceil(large.rows() as usize) * columns.div_ceil(large.columns() as usize);
         Some(if workgroups >= LARGE_WORKGROUPS { large } else { Tiling::small(tile, self.staged) })

@@ -61,9 +61,14 @@ pub(super) fn gemm(wgpu: &Wgpu, tile: u32, staged: bool) -> Result<bool, Backend
     // Neither width is a multiple of a tile.
     let spec = spec(72, 1, 72, 180);
     let expected = products(&Reference, &spec, |arena, op| Reference.linear(arena, op))?;
-    for tiling in [Tiling::small(tile, staged), Tiling::large(tile, staged)] {
-        let linear =
-            |arena: &mut Arena, op: LinearOp<'_, Wgpu>| wgpu.linear_as(arena, op, Some(tiling));
+    for large in [false, true] {
+        let linear = |arena: &mut Arena, op: LinearOp<'_, Wgpu>| {
+            let tiling = match large {
+                true => Tiling::large(wgpu.gpu.target, tile, staged, op.weight.depth),
+                false => Tiling::small(tile, staged),
+            };
+            wgpu.linear_as(arena, op, Some(tiling))
+        };
         if !agree(wgpu, &expected, &products(wgpu, &spec, linear)?) {
             return Ok(false);
         }
@@ -178,7 +183,12 @@ fn download<B: Backend>(
     Ok(hidden)
 }
 
-fn spec(hidden: usize, heads: usize, head_dim: usize, intermediate: usize) -> EncoderSpec {
+pub(super) fn spec(
+    hidden: usize,
+    heads: usize,
+    head_dim: usize,
+    intermediate: usize,
+) -> EncoderSpec {
     EncoderSpec {
         vocabulary: VOCABULARY,
         hidden,
@@ -258,14 +268,14 @@ mod tests {
                 continue;
             };
             let tile = wgpu.tile.expect("the cooperative GEMM computes what the definition says");
-            for staged in [false, wgpu.can_stage(api, tile)] {
+            let vectors = api == Api::Vulkan;
+            for staged in [false, vectors] {
                 assert!(gemm(&wgpu, tile, staged).unwrap(), "staged: {staged}");
             }
             for dim in [16, 48, 64] {
                 if shader::attention_fits(wgpu.gpu.target, tile, dim) {
                     for relative in [false, true] {
-                        let vectors = [false, wgpu.can_stage(api, tile)];
-                        for form in vectors.map(|vectors| CooperativeAttention {
+                        for form in [false, vectors].map(|vectors| CooperativeAttention {
                             tile,
                             head_dim: dim,
                             vectors,
@@ -328,8 +338,43 @@ mod tests {
         assert!(error.to_string().contains("activations"), "{error}");
         let error = wgpu.plan(&spec, 1 << 20).unwrap_err();
         assert!(error.to_string().contains("1048576 tokens"), "{error}");
+        // And the device goes on.
+        assert!(lanes(&wgpu.gpu).unwrap() > 0);
     }
 
+    #[test]
+    fn memory_that_ran_out_is_told_with_what_it_was_for() {
+        let Some(wgpu) = device() else { return };
+        let error = wgpu::Error::OutOfMemory { source: "none left".into() };
+        let error = wgpu.gpu.refusal("weights", 4096, &error).to_string();
+        assert!(error.ends_with("out of memory: 4096 bytes needed for weights"), "{error}");
+    }
+
+    /// The same by taking all there is: for a GPU's own memory, never a software driver's.
+    #[test]
+    #[ignore = "takes all of the GPU's memory"]
+    fn memory_that_really_ran_out_is_an_error() {
+        let wgpu = device().expect("a device");
+        assert!(!wgpu.gpu.software, "this would take the machine's memory");
+        // No buffer of it is larger than a binding may be.
+        let spec = spec(1024, 1, 1024, 1024);
+        let mut arenas = Vec::new();
+        let error = loop {
+            match wgpu.plan(&spec, 60_000) {
+                Ok(arena) => arenas.push(arena),
+                Err(error) => break error,
+            }
+            assert!(arenas.len() < 1000, "a terabyte");
+        };
+        say(&format!("after {} arenas: {error}", arenas.len()));
+        assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");
+        drop(arenas);
+        let mut random = Random(3);
+        let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
+        download(&wgpu, &mut arena, &spec, &batch).unwrap();
+    }
+
+    /// A block that was on its way, the next one, and what is uploaded after that.
     #[test]
     fn a_lost_device_is_an_error() {
         let Some(wgpu) = device() else { return };
@@ -338,9 +383,15 @@ mod tests {
         let (mut arena, batch) = embedded(&wgpu, &spec, &mut random).unwrap();
         download(&wgpu, &mut arena, &spec, &batch).unwrap();
         wgpu.gpu.device.destroy();
-        let (tokens, width) = (batch.tokens(), spec.hidden);
-        let mut hidden = vec![0.0; tokens * width];
-        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
-        assert!(wgpu.download_hidden(&mut arena, &batch, &mut hidden).is_err());
+        let mut hidden = vec![0.0; batch.tokens() * spec.hidden];
+        let mut errors = Vec::new();
+        for _ in 0..2 {
+            errors.push(wgpu.download_hidden(&mut arena, &batch, &mut hidden).unwrap_err());
+        }
+        errors.push(random.linear(&wgpu, 32, 32).unwrap_err());
+        errors.push(wgpu.plan(&spec, 64).map(drop).unwrap_err());
+        for error in errors {
+            assert!(error.to_string().contains("lost"), "{error}");
+        }
     }
 }

@@ -105,6 +105,8 @@ async fn a_failed_block_and_a_panic_are_errors_of_their_rows() {
         assert_eq!(computed.values, [1.0, 0.0, 3.0]);
         assert!(matches!(computed.errors[..], [(1, ItemError::Engine { .. })]));
     }
+    // Who would rather stop is told the first reason.
+    assert_eq!(bench.batcher.failure().await, "no device");
 }
 
 #[tokio::test]

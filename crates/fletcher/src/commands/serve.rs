@@ -14,7 +14,7 @@ use fletcher_server::{
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::args::{LogFormatArg, LogLevelArg, ServeArgs};
+use crate::args::{LogFormatArg, LogLevelArg, OnDeviceFailureArg, ServeArgs};
 use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
@@ -62,7 +62,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::work(format!("cannot start threads: {error}")))?;
-    runtime.block_on(serve(service, config))
+    runtime.block_on(serve(service, config, args.on_device_failure))
 }
 
 /// The format that a model is computed in, in the words of PyTorch and TEI.
@@ -75,7 +75,11 @@ fn dtype(device: DeviceChoice, precision: Precision) -> &'static str {
     }
 }
 
-async fn serve(service: Service, config: ServerConfig) -> Result<(), Failure> {
+async fn serve(
+    service: Service,
+    config: ServerConfig,
+    on_device_failure: OnDeviceFailureArg,
+) -> Result<(), Failure> {
     let server = Server::bind(service.clone(), config).await?;
     for address in server.addresses() {
         tracing::info!(%address, "listening");
@@ -88,15 +92,24 @@ async fn serve(service: Service, config: ServerConfig) -> Result<(), Failure> {
         Ok::<_, ServeError>(())
     };
     // Liveness is answered while the probe runs; a failed probe stops the server.
-    let mut outcome = Ok(());
+    let mut outcome: Result<(), Failure> = Ok(());
+    let failure = async {
+        match on_device_failure {
+            OnDeviceFailureArg::Serve => std::future::pending().await,
+            OnDeviceFailureArg::Exit => service.device_failure().await,
+        }
+    };
     let stop = async {
-        outcome = probe.await;
+        outcome = probe.await.map_err(Failure::from);
         if outcome.is_ok() {
-            stop.await;
+            tokio::select! {
+                () = stop => {}
+                why = failure => outcome = Err(Failure::work(format!("the device failed: {why}"))),
+            }
         }
     };
     server.run(stop).await;
-    Ok(outcome?)
+    outcome
 }
 
 /// Completes at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -3,6 +3,6 @@ fn finish(sums: vec4<f32>, row: u32, column: u32) {
     if (row >= p.tokens || column >= p.columns) {
         return;
     }
-    let s = sums + bias[column / 4u];
+    let s = sums{{BIAS}};
     {{STORE}}
 }

@@ -1,5 +1,5 @@
 // As gemm_cooperative.wgsl, with the operands staged in workgroup memory: {{STEP}} columns of the workgroup's rows and features
-// at a time, the next ones loaded into registers while these are multiplied. Not for Metal, which cannot load a matrix
+// at a time, the next ones on their way to registers while these are multiplied. Not for Metal, which cannot load a matrix
 // through a pointer to vectors.
 struct Immediates { tokens: u32, depth: u32, x_stride: u32, columns: u32, y_stride: u32 }
 var<immediate> p: Immediates;
@@ -14,10 +14,10 @@ alias Sums = coop_mat{{T}}x{{T}}<f32, C>;
 
 const T = {{T}}u;
 const WIDTH = {{WIDTH}}u;
-// In vectors of four.
-const ROW_PITCH = {{ROW_PITCH}}u;
-const TILE_PITCH = {{TILE_PITCH}}u;
-var<workgroup> strip: array<f32, {{STRIP}}>;
+// In vectors of four, as all places below.
+const PITCH = {{PITCH}}u;
+const STRIP_PITCH = {{STRIP_PITCH}}u;
+var<workgroup> strip: array<vec4<f32>, {{STRIP}}>;
 var<workgroup> rows: array<vec4<E>, {{ROW_QUADS}}>;
 var<workgroup> features: array<vec4<E>, {{FEATURE_QUADS}}>;
 
@@ -34,8 +34,8 @@ fn main(
     let row = (group.y * {{SUBGROUPS_DOWN}}u + down) * {{DOWN}}u * T;
     let column = (group.x * {{SUBGROUPS_ACROSS}}u + across) * WIDTH;
     let depth = p.depth;
-    for (var i = local; i < T * T; i += {{THREADS}}u) {
-        strip[i] = 0.0;
+    for (var i = local; i < T * T / 4u; i += {{THREADS}}u) {
+        strip[i] = vec4<f32>(0.0);
     }
     workgroupBarrier();
 {{ZERO}}
@@ -43,14 +43,25 @@ fn main(
     let x_base = group.y * {{ROWS}}u * (p.x_stride / 4u);
     let w_base = group.x * {{COLUMNS}}u * (depth / 4u);
 {{PLACES}}
-    for (var k = 0u; k < depth; k += {{STEP}}u) {
+    {
+        let rows_to = 0u;
+        let features_to = 0u;
 {{STORE_STEP}}
-        workgroupBarrier();
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < depth; k += {{STEP}}u) {
         let next = min(k + {{STEP}}u, depth - {{STEP}}u);
+        let turn = k / {{STEP}}u % 2u;
+        let rows_from = {{ROWS_FROM}};
+        let features_from = {{FEATURES_FROM}};
 {{LOAD_STEP}}
 {{MULTIPLY}}
+{{BEFORE_STORE}}
+        let rows_to = {{ROWS_TO}};
+        let features_to = {{FEATURES_TO}};
+{{STORE_STEP}}
         workgroupBarrier();
     }
-    let mine = subgroup * T * WIDTH;
+    let mine = subgroup * T * STRIP_PITCH;
 {{FINISH}}
 }

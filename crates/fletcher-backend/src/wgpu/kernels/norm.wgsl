@@ -21,21 +21,17 @@ fn main(
     for (var row = group.x * ROWS + subgroup; row < end; row += subgroups) {
         let base = row * p.quads;
         var sum = vec4<f32>(0.0);
-        for (var quad = lane; quad < p.quads; quad += lanes) {
-            sum += vec4<f32>({{X}}[base + quad]);
-        }
-        let mean = subgroupAdd(sum.x + sum.y + sum.z + sum.w) / f32(p.columns);
         var squares = vec4<f32>(0.0);
-        for (var quad = lane; quad < p.quads; quad += lanes) {
-            let column = vec4<u32>(quad * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-            let d = vec4<f32>({{X}}[base + quad]) - mean;
-            squares += select(vec4<f32>(0.0), d * d, column < vec4<u32>(p.columns));
-        }
-        let variance = subgroupAdd(squares.x + squares.y + squares.z + squares.w) / f32(p.columns);
-        let factor = 1.0 / sqrt(variance + p.eps);
-        for (var quad = lane; quad < p.quads; quad += lanes) {
-            let v = (vec4<f32>({{X}}[base + quad]) - mean) * factor * scale[quad] + bias[quad];
-            y[base + quad] = vec4<E>(v);
-        }
+{{ROW}}
     }
+}
+
+// What a four of the row is above the mean; nothing behind the last column.
+fn centered(v: vec4<f32>, mean: f32, quad: u32) -> vec4<f32> {
+    let column = vec4<u32>(quad * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    return select(vec4<f32>(0.0), v - mean, column < vec4<u32>(p.columns));
+}
+
+fn mean_of(sum: vec4<f32>) -> f32 {
+    return subgroupAdd(sum.x + sum.y + sum.z + sum.w) / f32(p.columns);
 }
