@@ -26,8 +26,9 @@ use crate::names::Loader;
 use crate::pack::PackedBatch;
 use crate::text::{Overlong, TextError, TokenIds};
 
-/// Up to this many texts, spreading the tokenisation over threads costs more than it saves.
-const INLINE_TEXTS: usize = 4;
+/// Up to this many texts are tokenised on the calling thread: spreading them over threads costs
+/// more than it saves.
+pub const INLINE_TEXTS: usize = 4;
 
 /// How to set an [`Embedder`] up.
 #[derive(Debug, Clone, Copy, Default)]

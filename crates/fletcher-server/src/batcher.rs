@@ -3,12 +3,15 @@
 //! - A worker takes as many rows as fit the token budget, and when there is little, an even share,
 //!   so that no worker idles while another has a long block. Nothing is padded.
 //! - Two lanes. Interactive rows overtake bulk ones, but after [`INTERACTIVE_RUN`] blocks in a row
-//!   one block is bulk's, so bulk never starves. Within a lane requests take turns block by block:
-//!   a request of a million rows does not stand in the way of one of a hundred.
+//!   one block is bulk's, so bulk never starves. Within a lane requests take turns of
+//!   [`TURN_BLOCKS`]: a request of a million rows does not stand in the way of one of a hundred,
+//!   and small ones are done one after the other instead of all at the end.
 //! - The queue is bounded in tokens. A request is refused, or waits if its dialect has flow control
-//!   of its own, while that many tokens are queued.
+//!   of its own, while that many tokens are queued, or so many that its deadline would pass.
 //! - A request that nobody waits for any more leaves the queue at once, and one whose deadline
 //!   passed is answered without being computed.
+
+mod output;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,11 +22,20 @@ use std::time::{Duration, Instant};
 use fletcher_core::embedder::{BlockRow, Embedder};
 use tokio::sync::{Notify, oneshot, watch};
 
+use self::output::Output;
+use crate::background::{Behind, step_back};
 use crate::error::{ItemError, RequestError};
 use crate::metrics::Metrics;
 
 /// Interactive blocks after which waiting bulk rows get one.
 const INTERACTIVE_RUN: u32 = 3;
+/// Blocks that a request may fill before it goes to the end of its lane.
+const TURN_BLOCKS: usize = 4;
+/// Requests that are looked at for rows that still fit a block.
+const LOOK_AHEAD: usize = 64;
+/// Share of the time to its deadline within which a request's turn must come, by the engine's
+/// present rate; else it is refused at once instead of being queued in vain.
+const HOPEFUL: f64 = 0.75;
 /// Shortest and longest time after which a refused client is asked to come back.
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -143,7 +155,10 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lanes: [VecDeque<Job>; 2],
-    queued_tokens: usize,
+    /// By lane.
+    queued_tokens: [usize; 2],
+    /// Of requests that are admitted and not queued yet.
+    reserved_tokens: [usize; 2],
     interactive_run: u32,
     busy: usize,
     /// Tokens a second that one worker has done lately; 0 before the first block.
@@ -152,26 +167,34 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// Tokens that wait in both lanes.
+    fn queued(&self) -> usize {
+        self.queued_tokens.iter().sum()
+    }
+
+    /// Tokens that a new request finds before it.
+    fn ahead(&self, lane: Lane) -> usize {
+        let of =
+            |lane: Lane| self.queued_tokens[lane as usize] + self.reserved_tokens[lane as usize];
+        match lane {
+            Lane::Interactive => of(Lane::Interactive),
+            Lane::Bulk => of(Lane::Interactive) + of(Lane::Bulk),
+        }
+    }
+}
+
 /// A request in the queue, with the rows that have not been taken.
 struct Job {
     id: u64,
     rows: VecDeque<(usize, Vec<u32>)>,
     tokens: usize,
+    /// What is left of its turn.
+    turn_tokens: usize,
     skip: usize,
     unnormalized: bool,
     deadline: Instant,
     output: Arc<Output>,
-}
-
-/// Where a request's vectors are put together.
-struct Output(Mutex<Option<Assembly>>);
-
-struct Assembly {
-    computed: Computed,
-    left: usize,
-    enqueued: Instant,
-    started: Option<Instant>,
-    done: oneshot::Sender<Computed>,
 }
 
 /// The rows of one request in one block.
@@ -185,6 +208,13 @@ struct Block {
     parts: Vec<Part>,
     skip: usize,
     tokens: usize,
+}
+
+/// A request's share of the queue before its texts are tokens. Dropping it gives the share up.
+pub(crate) struct Reservation {
+    lane: Lane,
+    tokens: usize,
+    shared: Arc<Shared>,
 }
 
 /// A request's place in the queue. Dropping it gives the place up.
@@ -216,7 +246,11 @@ impl Batcher {
             let shared = shared.clone();
             let name = format!("fletcher-serve-{worker}");
             let thread = std::thread::Builder::new().name(name);
-            thread.spawn(move || shared.run(worker)).ok()
+            let run = move || {
+                step_back(Behind::Connections);
+                shared.run(worker);
+            };
+            thread.spawn(run).ok()
         };
         let threads = (0..workers).filter_map(spawn).collect();
         Self { shared, threads: Mutex::new(threads) }
@@ -230,16 +264,37 @@ impl Batcher {
         first.ok().and_then(|message| message.clone()).unwrap_or_default()
     }
 
-    /// Whether a request would be refused now.
+    /// Whether any request would be refused now.
     pub(crate) fn check_room(&self) -> Result<(), RequestError> {
-        self.shared.admit(&self.shared.lock())
+        self.shared.admit(&self.shared.lock(), None)
+    }
+
+    /// Admits a request of about so many tokens, or refuses it, before any work is done for it: its
+    /// tokens count from here on.
+    pub(crate) fn reserve(
+        &self,
+        lane: Lane,
+        deadline: Instant,
+        tokens: usize,
+    ) -> Result<Reservation, RequestError> {
+        let mut state = self.shared.lock();
+        self.shared.admit(&state, Some((lane, deadline)))?;
+        state.reserved_tokens[lane as usize] += tokens;
+        Ok(Reservation { lane, tokens, shared: self.shared.clone() })
+    }
+
+    /// Queues the work of a request that was admitted.
+    pub(crate) fn submit_admitted(&self, work: Work, reservation: Option<Reservation>) -> Ticket {
+        let ticket = self.shared.push(&mut self.shared.lock(), work);
+        drop(reservation);
+        ticket
     }
 
     /// Queues work, or refuses it when the queue is full.
+    #[cfg(test)]
     pub(crate) fn submit(&self, work: Work) -> Result<Ticket, RequestError> {
-        let mut state = self.shared.lock();
-        self.shared.admit(&state)?;
-        Ok(self.shared.push(&mut state, work))
+        let reservation = self.reserve(work.lane, work.deadline, 0)?;
+        Ok(self.submit_admitted(work, Some(reservation)))
     }
 
     /// Queues work as soon as there is room, until the deadline.
@@ -252,7 +307,7 @@ impl Batcher {
             room.as_mut().enable();
             let refusal = {
                 let mut state = self.shared.lock();
-                match self.shared.admit(&state) {
+                match self.shared.admit(&state, Some((work.lane, work.deadline))) {
                     Ok(()) => return Ok(self.shared.push(&mut state, work)),
                     Err(refusal) => refusal,
                 }
@@ -308,6 +363,13 @@ impl Drop for Ticket {
     }
 }
 
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.shared.lock().reserved_tokens[self.lane as usize] -= self.tokens;
+        self.shared.room.notify_waiters();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock; the engine's panics happen outside of it.
@@ -316,16 +378,24 @@ impl Shared {
 
     /// A single request may be larger than the queue; it is let in when there is any room, so the
     /// queue holds at most its limit and one request.
-    fn admit(&self, state: &State) -> Result<(), RequestError> {
+    fn admit(&self, state: &State, hope: Option<(Lane, Instant)>) -> Result<(), RequestError> {
         if state.closed {
             return Err(RequestError::ShuttingDown);
         }
-        if state.queued_tokens < self.limit_tokens {
+        let rate = state.rate * self.engine.workers() as f64;
+        let seconds = |tokens: usize| (tokens as f64 / rate.max(1.0)).min(3600.0);
+        // Before the first block the rate is not known, and less than a block says nothing.
+        let hopeless = hope.is_some_and(|(lane, deadline)| {
+            let ahead = state.ahead(lane);
+            let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+            rate > 0.0 && ahead > self.engine.block_tokens() && seconds(ahead) > HOPEFUL * left
+        });
+        // Bulk stands behind everything.
+        let all = state.ahead(Lane::Bulk);
+        if all < self.limit_tokens && !hopeless {
             return Ok(());
         }
-        let rate = (state.rate * self.engine.workers() as f64).max(1.0);
-        let wait = Duration::from_secs_f64((state.queued_tokens as f64 / rate).min(3600.0));
-        let whole = Duration::from_secs(wait.as_secs_f64().ceil() as u64);
+        let whole = Duration::from_secs(seconds(all).ceil() as u64);
         Err(RequestError::Overloaded { retry_after: whole.clamp(RETRY_AFTER.0, RETRY_AFTER.1) })
     }
 
@@ -345,35 +415,34 @@ impl Shared {
             let _ = sender.send(computed);
             return ticket(Some(receiver));
         }
-        let assembly = Assembly {
-            computed,
-            left: work.rows.len(),
-            enqueued: Instant::now(),
-            started: None,
-            done: sender,
-        };
+        let output = Output::new(computed, work.rows.len(), sender);
         let tokens = work.rows.iter().map(Vec::len).sum();
-        state.queued_tokens += tokens;
+        state.queued_tokens[work.lane as usize] += tokens;
         state.lanes[work.lane as usize].push_back(Job {
             id,
             rows: work.rows.into_iter().enumerate().collect(),
             tokens,
+            turn_tokens: self.turn_tokens(),
             skip: work.skip,
             unnormalized: work.unnormalized,
             deadline: work.deadline,
-            output: Arc::new(Output(Mutex::new(Some(assembly)))),
+            output: Arc::new(output),
         });
         self.publish(state);
         self.work.notify_all();
         ticket(Some(receiver))
     }
 
+    fn turn_tokens(&self) -> usize {
+        TURN_BLOCKS * self.engine.block_tokens()
+    }
+
     fn cancel(&self, lane: Lane, id: u64) {
         let mut state = self.lock();
-        let lane = &mut state.lanes[lane as usize];
-        let Some(place) = lane.iter().position(|job| job.id == id) else { return };
-        if let Some(job) = lane.remove(place) {
-            state.queued_tokens -= job.tokens;
+        let jobs = &mut state.lanes[lane as usize];
+        let Some(place) = jobs.iter().position(|job| job.id == id) else { return };
+        if let Some(job) = jobs.remove(place) {
+            state.queued_tokens[lane as usize] -= job.tokens;
             self.metrics.count_rows("cancelled", job.rows.len());
         }
         self.publish(&state);
@@ -382,7 +451,7 @@ impl Shared {
     }
 
     fn publish(&self, state: &State) {
-        self.metrics.queue_tokens.set(state.queued_tokens as i64);
+        self.metrics.queue_tokens.set(state.queued() as i64);
         self.metrics
             .queue_requests
             .set(state.lanes.iter().map(VecDeque::len).sum::<usize>() as i64);
@@ -438,39 +507,47 @@ impl Shared {
         }
         let idle = self.engine.workers().saturating_sub(state.busy).max(1);
         let queue = &mut state.lanes[lane as usize];
-        let queued: usize = queue.iter().map(|job| job.tokens).sum();
+        let queued = state.queued_tokens[lane as usize];
         let share = queued.div_ceil(idle).max(self.engine.least_tokens());
         let budget = self.engine.block_tokens().min(share).max(1);
         let skip = queue.front()?.skip;
         let mut block = Block { parts: Vec::new(), skip, tokens: 0 };
-        // Each request is looked at once; what is left of it goes to the end of the line.
-        for _ in 0..queue.len() {
+        // What is left of a request stays in front until its turn is over.
+        let (mut front, mut back) = (Vec::new(), None);
+        while block.tokens < budget && front.len() < LOOK_AHEAD {
             let Some(mut job) = queue.pop_front() else { break };
             if job.skip != skip {
-                queue.push_back(job);
+                front.push(job);
                 continue;
             }
-            let mut rows = Vec::new();
+            let (mut rows, before) = (Vec::new(), block.tokens);
             while let Some((_, ids)) = job.rows.front() {
                 if block.tokens + ids.len() > budget && block.tokens > 0 {
                     break;
                 }
                 block.tokens += ids.len();
-                job.tokens -= ids.len();
-                state.queued_tokens -= ids.len();
                 rows.extend(job.rows.pop_front());
             }
+            let taken = block.tokens - before;
+            job.tokens -= taken;
+            state.queued_tokens[lane as usize] -= taken;
+            job.turn_tokens = job.turn_tokens.saturating_sub(taken);
             if !rows.is_empty() {
                 let (output, unnormalized) = (job.output.clone(), job.unnormalized);
                 block.parts.push(Part { output, unnormalized, rows });
             }
-            if !job.rows.is_empty() {
-                queue.push_back(job);
-            }
-            if block.tokens >= budget {
-                break;
+            match (job.rows.is_empty(), job.turn_tokens) {
+                (true, _) => {}
+                (false, 0) => {
+                    job.turn_tokens = self.turn_tokens();
+                    back = Some(job);
+                    break;
+                }
+                (false, _) => front.push(job),
             }
         }
+        front.into_iter().rev().for_each(|job| queue.push_front(job));
+        queue.extend(back);
         Some(block)
     }
 
@@ -478,12 +555,12 @@ impl Shared {
     fn expire(&self, state: &mut State) {
         let now = Instant::now();
         let State { lanes, queued_tokens, .. } = state;
-        for lane in lanes {
+        for (lane, queued) in lanes.iter_mut().zip(queued_tokens) {
             lane.retain(|job| {
                 if job.deadline > now {
                     return true;
                 }
-                *queued_tokens -= job.tokens;
+                *queued -= job.tokens;
                 self.metrics.count_rows("expired", job.rows.len());
                 let expired = job.rows.iter().map(|(row, _)| (*row, Err(ItemError::Deadline)));
                 job.output.put(expired, self.engine.dim());
@@ -523,41 +600,6 @@ impl Shared {
         for part in &block.parts {
             let results = part.rows.iter().map(|(row, _)| *row).zip(vectors.by_ref());
             part.output.put(results, self.engine.dim());
-        }
-    }
-}
-
-impl Output {
-    fn lock(&self) -> MutexGuard<'_, Option<Assembly>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn start(&self, now: Instant) {
-        if let Some(assembly) = self.lock().as_mut() {
-            assembly.started.get_or_insert(now);
-        }
-    }
-
-    /// Puts vectors in their places, and hands the whole over when it is complete.
-    fn put(&self, results: impl Iterator<Item = (usize, Result<Vec<f32>, ItemError>)>, dim: usize) {
-        let mut slot = self.lock();
-        let Some(assembly) = slot.as_mut() else { return };
-        for (row, result) in results {
-            assembly.left -= 1;
-            match result {
-                Ok(v) => assembly.computed.values[row * dim..(row + 1) * dim].copy_from_slice(&v),
-                Err(error) => assembly.computed.errors.push((row, error)),
-            }
-        }
-        if assembly.left > 0 {
-            return;
-        }
-        if let Some(mut assembly) = slot.take() {
-            let started = assembly.started.unwrap_or(assembly.enqueued);
-            assembly.computed.queued = started.duration_since(assembly.enqueued);
-            assembly.computed.computed = started.elapsed();
-            // Nobody waits any more if this fails, which is the client's right.
-            let _ = assembly.done.send(assembly.computed);
         }
     }
 }

@@ -95,8 +95,6 @@ pub(crate) struct Embedded {
     pub(crate) batch: RecordBatch,
     pub(crate) text_column: String,
     pub(crate) vector_column: String,
-    /// Tokens that the encoder saw.
-    pub(crate) tokens: usize,
 }
 
 impl ColumnOptions {
@@ -166,13 +164,12 @@ impl Plan {
             .columns()
             .get(self.text)
             .ok_or_else(|| RequestError::invalid("a batch has fewer columns than its schema"))?;
-        let (mut values, mut failures, mut tokens) = (Vec::new(), Vec::new(), 0);
+        let (mut values, mut failures) = (Vec::new(), Vec::new());
         for start in (0..batch.num_rows()).step_by(PART_ROWS) {
             let part = text.slice(start, PART_ROWS.min(batch.num_rows() - start));
             let inputs = Inputs::Column(TextColumn::new(&self.text_name, &part)?);
             let answer = service.embed(inputs, options.clone()).await?;
             options.patient = true;
-            tokens += answer.tokens();
             for (row, outcome) in answer.rows.iter().enumerate() {
                 let Err(error) = outcome else { continue };
                 if self.on_error == OnError::Fail {
@@ -199,7 +196,6 @@ impl Plan {
             batch: built.map_err(bad)?,
             text_column: self.text_name.clone(),
             vector_column: self.vectors.name().clone(),
-            tokens,
         })
     }
 }
@@ -253,5 +249,5 @@ pub(crate) fn from_texts(
     let bad = |error: arrow::error::ArrowError| RequestError::Engine { message: error.to_string() };
     let batch = RecordBatch::try_new(Arc::new(schema), vec![texts, column]).map_err(bad)?;
     let (text_column, vector_column) = ("text".to_owned(), "vector".to_owned());
-    Ok(Embedded { batch, text_column, vector_column, tokens: answer.tokens() })
+    Ok(Embedded { batch, text_column, vector_column })
 }

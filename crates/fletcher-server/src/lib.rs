@@ -12,9 +12,11 @@
 
 pub mod answer;
 pub mod auth;
+mod background;
 pub mod batcher;
 mod cache;
 mod columns;
+mod context;
 mod datasets;
 pub mod error;
 mod flight;
@@ -31,6 +33,7 @@ pub mod metrics;
 pub mod server;
 pub mod service;
 pub mod tls;
+mod trace;
 
 pub use error::{RequestError, ServeError};
 pub use forward::ForwardConfig;
@@ -39,3 +42,4 @@ pub use http::HttpConfig;
 pub use listen::{Address, ConnectionLimits};
 pub use server::{Server, ServerConfig};
 pub use service::{Service, ServiceConfig};
+pub use trace::TraceConfig;

@@ -1,5 +1,8 @@
 //! From sockets to requests: one accept loop for every protocol, with limits on all that a client
 //! can leave half done.
+//!
+//! A client that closes its sending side is taken for gone, because one that is gone looks the
+//! same, and its work is cancelled.
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -67,6 +67,7 @@ pub struct Metrics {
     pub cache_shared: Counter,
     /// Size of the cache.
     pub cache_bytes: Gauge,
+    spans: Family<Labels<1>, Counter>,
     /// Rows acknowledged by the forwarding target.
     pub forward_rows: Counter,
     /// Failed attempts to reach the target.
@@ -123,6 +124,7 @@ impl Metrics {
             cache_misses: Counter::default(),
             cache_shared: Counter::default(),
             cache_bytes: Gauge::default(),
+            spans: Family::default(),
             forward_rows: Counter::default(),
             forward_failures: Counter::default(),
             forward_open: Gauge::default(),
@@ -163,6 +165,7 @@ impl Metrics {
         let help = "Texts that waited for the same text of another request";
         r.register("cache_shared", help, m.cache_shared.clone());
         r.register("cache_bytes", "Size of the cache", m.cache_bytes.clone());
+        r.register("spans", "Spans for the collector, by outcome", m.spans.clone());
         r.register("forward_rows", "Rows the target acknowledged", m.forward_rows.clone());
         let help = "Failed attempts to reach the target";
         r.register("forward_failures", help, m.forward_failures.clone());
@@ -219,6 +222,11 @@ impl Metrics {
         if rows > 0 {
             self.rows.get_or_create(&[("outcome", outcome)]).inc_by(rows as u64);
         }
+    }
+
+    /// Counts spans by what became of them: `sent`, `dropped` or `failed`.
+    pub fn spans(&self, outcome: &'static str, count: usize) {
+        self.spans.get_or_create(&[("outcome", outcome)]).inc_by(count as u64);
     }
 
     /// Texts that became vectors.

@@ -17,12 +17,16 @@ use crate::http::{self, App, HttpConfig};
 use crate::listen::{Address, ConnectionLimits, Listener, Serving, serve};
 use crate::service::Service;
 use crate::tls::{Tls, TlsFiles};
+use crate::trace::{TraceConfig, Tracer};
 
 /// How often the certificates' files are looked at.
 const TLS_LOOK: Duration = Duration::from_secs(2);
 
 /// How long stopping waits for the forwarding target.
 const FORWARD_DRAIN: Duration = Duration::from_secs(5);
+
+/// How long stopping waits for the collector of traces.
+const TRACE_FLUSH: Duration = Duration::from_secs(2);
 
 /// Everything about a server but its model.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +49,8 @@ pub struct ServerConfig {
     pub datasets_bytes: usize,
     /// Where to forward one dataset to.
     pub forward: Option<ForwardConfig>,
+    /// Where to send traces.
+    pub traces: Option<TraceConfig>,
 }
 
 /// A server whose sockets are bound.
@@ -53,6 +59,7 @@ pub struct Server {
     listeners: Vec<(Listener, Router)>,
     health: Vec<HealthReporter>,
     forward: Option<Forward>,
+    tracer: Option<Tracer>,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
 }
@@ -74,7 +81,11 @@ impl Server {
         let forward = forward.map(|config| Forward::open(config, service.metrics().clone()));
         let forward = forward.transpose()?;
         let datasets = Datasets::new(config.datasets_bytes, forward.clone());
-        let app = App::new(service.clone(), config.keys.clone(), config.limits.clone(), datasets);
+        let traces = config.traces.as_ref();
+        let tracer = traces.map(|traces| Tracer::start(traces, service.metrics().clone()));
+        let tracer = tracer.transpose()?;
+        let (keys, limits) = (config.keys.clone(), config.limits.clone());
+        let app = App::new(service.clone(), keys, limits, datasets, tracer.clone());
         let mut listeners = Vec::new();
         for address in &config.http {
             listeners.push((Listener::bind(address).await?, http::router(app.clone())));
@@ -89,7 +100,7 @@ impl Server {
             let message = "there is nothing to listen on: give --http or --flight".into();
             return Err(ServeError::Config { message });
         }
-        Ok(Self { service, listeners, health, forward, tls, config })
+        Ok(Self { service, listeners, health, forward, tracer, tls, config })
     }
 
     /// Where the server listens, with the ports that the system chose.
@@ -132,6 +143,10 @@ impl Server {
         if let Some(forward) = &self.forward {
             // What is not acknowledged by then stays on disk for the next run.
             let _ = tokio::time::timeout(FORWARD_DRAIN, forward.drained()).await;
+        }
+        if let Some(tracer) = self.tracer {
+            // A lost thread has nothing to flush.
+            let _ = tokio::task::spawn_blocking(move || tracer.flush(TRACE_FLUSH)).await;
         }
     }
 }

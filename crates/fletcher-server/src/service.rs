@@ -6,18 +6,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use fletcher_core::embedder::{EmbedOptions, Embedder, Prompt};
+use fletcher_core::embedder::{EmbedError, EmbedOptions, Embedder, INLINE_TEXTS, Prompt};
 use fletcher_core::head;
-use fletcher_core::text::{Overlong, TokenIds};
+use fletcher_core::text::{Overlong, TextError, TokenIds};
+use rayon::prelude::*;
 
 use crate::answer::{Answer, Assembled, Hidden, Prepared, Timings};
-use crate::batcher::{Batcher, Lane, Work};
+use crate::background::Background;
+use crate::batcher::{Batcher, Lane, Reservation, Work};
 use crate::cache::{Key, VectorCache};
+use crate::context::Context;
 use crate::error::{ItemError, RequestError, ServeError};
 use crate::inputs::{Input, Inputs, Item};
 use crate::metrics::Metrics;
+use crate::trace::Value;
 
 /// Texts of up to so many bytes in all are tokenised on the thread that has them: shorter than
 /// handing them to another.
@@ -49,6 +53,8 @@ pub struct ServiceConfig {
     pub aliases: Vec<String>,
     /// What the model runs on, for those who ask.
     pub device: String,
+    /// The number format that it computes in, as TEI names them.
+    pub dtype: String,
 }
 
 impl Default for ServiceConfig {
@@ -64,6 +70,7 @@ impl Default for ServiceConfig {
             served_name: None,
             aliases: Vec::new(),
             device: "cpu".into(),
+            dtype: "float32".into(),
         }
     }
 }
@@ -83,6 +90,8 @@ pub struct RequestOptions {
     pub lane: Option<Lane>,
     /// How long the answer may take; `None` for the server's choice.
     pub deadline: Option<Duration>,
+    /// The request, for those who watch it.
+    pub(crate) context: Option<Arc<Context>>,
     /// Wait for room in the queue instead of being refused: for dialects with flow control.
     pub patient: bool,
 }
@@ -106,6 +115,7 @@ struct Inner {
     name: String,
     fingerprint: String,
     ready: AtomicBool,
+    background: Background,
     hidden: tokio::sync::Semaphore,
 }
 
@@ -116,6 +126,7 @@ impl Service {
         let fingerprint = embedder.model().fingerprint().to_owned();
         let metrics = Arc::new(Metrics::new(&name, &fingerprint));
         let embedder = Arc::new(embedder);
+        let background = Background::start(embedder.threads());
         let cache = (config.cache_bytes > 0)
             .then(|| VectorCache::new(config.cache_bytes, embedder.dim(), metrics.clone()));
         Self(Arc::new(Inner {
@@ -127,6 +138,7 @@ impl Service {
             name,
             fingerprint,
             ready: AtomicBool::new(false),
+            background,
             hidden: tokio::sync::Semaphore::new(HIDDEN_REQUESTS),
         }))
     }
@@ -255,11 +267,8 @@ impl Service {
         inputs: Inputs,
         options: RequestOptions,
     ) -> Result<Answer, RequestError> {
-        let start = Instant::now();
+        let (start, clock) = (Instant::now(), SystemTime::now());
         let deadline = start + options.deadline.unwrap_or(self.0.config.deadline);
-        if !options.patient {
-            self.check_room()?;
-        }
         let dim = self.dim_for(&options)?;
         let count = inputs.len();
         if count > self.0.config.max_rows {
@@ -271,19 +280,33 @@ impl Service {
             true => Lane::Interactive,
             false => Lane::Bulk,
         });
-        let prepared = self.prepare(inputs, &options).await?;
+        // Refused now or not at all: tokenising takes a while when there is much to do.
+        let mut reservation = match options.patient {
+            true => None,
+            false => Some(self.0.batcher.reserve(lane, deadline, self.about_tokens(&inputs))?),
+        };
+        let prepared = self.prepare(inputs, &options, lane).await?;
         let tokenize = start.elapsed();
         self.0.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
 
         let mut answer = Assembled::new(prepared, self.0.embedder.dim());
         let terms = Terms { options: &options, lane, deadline };
-        self.fill(&mut answer, &terms).await?;
+        self.fill(&mut answer, &terms, &mut reservation).await?;
+        drop(reservation);
         self.0.metrics.queued(lane, answer.queue.as_secs_f64());
+        if let Some(trace) = options.context.as_ref().and_then(|context| context.trace.as_ref()) {
+            let texts = vec![("fletcher.texts", Value::Int(count as i64))];
+            let lane = vec![("fletcher.lane", Value::Text(lane.name().into()))];
+            let queued = clock + tokenize;
+            trace.stage("tokenise", clock, tokenize, texts);
+            trace.stage("queue", queued, answer.queue, lane);
+            trace.stage("encode", queued + answer.queue, answer.inference, Vec::new());
+        }
         let values = self.finish(&mut answer, &options, dim);
         let failed = answer.rows.iter().filter(|row| row.is_err()).count();
         self.0.metrics.count_rows("error", failed);
         self.0.metrics.count_rows("ok", count - failed);
-        Ok(Answer {
+        let answer = Answer {
             dim,
             values,
             rows: answer.rows,
@@ -294,7 +317,11 @@ impl Service {
                 queue: answer.queue,
                 inference: answer.inference,
             },
-        })
+        };
+        if let Some(context) = &options.context {
+            context.add(count, answer.tokens());
+        }
+        Ok(answer)
     }
 
     /// The encoder's state for every token of each text.
@@ -314,7 +341,8 @@ impl Service {
             .hidden
             .try_acquire()
             .map_err(|_| RequestError::Overloaded { retry_after: Duration::from_secs(1) })?;
-        let prepared = self.prepare(inputs, &options).await?;
+        let deadline = start + options.deadline.unwrap_or(self.0.config.deadline);
+        let prepared = self.prepare(inputs, &options, Lane::Interactive).await?;
         let tokenize = start.elapsed();
         let mut rows = Vec::with_capacity(prepared.rows.len());
         for (index, row) in prepared.rows.into_iter().enumerate() {
@@ -328,17 +356,24 @@ impl Service {
         let embedder = self.0.embedder.clone();
         let states = blocking(move || {
             let state = |ids: &Vec<u32>| {
-                let values = embedder.hidden(&[ids]).map_err(|e| e.to_string())?;
+                // Between two texts, because what is in the encoder is not interrupted.
+                if Instant::now() > deadline {
+                    return Err(RequestError::Deadline);
+                }
+                let engine = |message| RequestError::Engine { message };
+                let values = embedder.hidden(&[ids]).map_err(|e| engine(e.to_string()))?;
                 match values.iter().all(|value| value.is_finite()) {
                     true => Ok((ids.len(), values)),
-                    false => Err("a state is not finite".to_owned()),
+                    false => Err(engine("a state is not finite".into())),
                 }
             };
             rows.iter().map(state).collect::<Result<Vec<_>, _>>()
         })
-        .await?
-        .map_err(|message| RequestError::Engine { message })?;
+        .await??;
         drop(permit);
+        if let Some(context) = &options.context {
+            context.add(states.len(), states.iter().map(|(tokens, _)| tokens).sum());
+        }
         let timings = Timings { total: start.elapsed(), tokenize, ..Timings::default() };
         Ok(Hidden { width: self.0.embedder.model().spec().hidden, states, timings })
     }
@@ -358,10 +393,17 @@ impl Service {
         }
     }
 
+    /// About how many tokens there will be: four bytes each, and two around each text.
+    fn about_tokens(&self, inputs: &Inputs) -> usize {
+        let most = self.0.embedder.model().max_tokens();
+        (inputs.bytes() / 4).min(inputs.len() * most) + 2 * inputs.len()
+    }
+
     async fn prepare(
         &self,
         inputs: Inputs,
         options: &RequestOptions,
+        lane: Lane,
     ) -> Result<Prepared, RequestError> {
         let embed = EmbedOptions {
             prompt: options.prompt.clone().unwrap_or_else(|| self.0.config.prompt.clone()),
@@ -373,9 +415,14 @@ impl Service {
         let work = move || {
             let prompt = service.0.embedder.prompt_text(&embed.prompt)?.to_owned();
             let texts: Vec<&str> = inputs.texts().collect();
-            let tokens = service.0.embedder.tokenize(&texts, &embed)?;
-            let skip = tokens.skip;
-            let mut tokenized = tokens.rows.into_iter();
+            let (rows, skip) = match lane {
+                Lane::Interactive => {
+                    let tokens = service.0.embedder.tokenize(&texts, &embed)?;
+                    (tokens.rows, tokens.skip)
+                }
+                Lane::Bulk => tokenize_in_parts(&service.0.embedder, &texts, &embed)?,
+            };
+            let mut tokenized = rows.into_iter();
             let missing = || ItemError::Text { message: "the text is null".into() };
             let mut row = |index: usize| match inputs.get(index) {
                 Input::Text(_) => match tokenized.next() {
@@ -404,9 +451,10 @@ impl Service {
             let characters = texts.iter().map(|text| text.chars().count()).sum();
             Ok::<_, RequestError>(Prepared { rows, keys, skip, characters })
         };
-        match small {
-            true => work(),
-            false => blocking(work).await?,
+        match (small, lane) {
+            (true, _) => work(),
+            (false, Lane::Interactive) => blocking(work).await?,
+            (false, Lane::Bulk) => self.0.background.run(work).await?,
         }
     }
 
@@ -416,18 +464,23 @@ impl Service {
     }
 
     /// Finds or computes the vector of every row that has tokens.
-    async fn fill(&self, answer: &mut Assembled, terms: &Terms<'_>) -> Result<(), RequestError> {
+    async fn fill(
+        &self,
+        answer: &mut Assembled,
+        terms: &Terms<'_>,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<(), RequestError> {
         let pending: Vec<usize> =
             (0..answer.rows.len()).filter(|&r| answer.rows[r].is_ok()).collect();
         let Some(cache) = &self.0.cache else {
-            return self.compute(answer, &pending, terms).await;
+            return self.compute(answer, &pending, terms, reservation).await;
         };
         let lookup = cache.look_up(&pending, &answer.keys);
         for (row, stored) in &lookup.found {
             answer.set(*row, stored);
         }
         let own: Vec<usize> = lookup.duties.iter().map(|(row, _)| *row).collect();
-        self.compute(answer, &own, terms).await?;
+        self.compute(answer, &own, terms, reservation).await?;
         for (row, duty) in lookup.duties {
             // A duty without a vector is dropped, and passes to whoever waits for it.
             if let Some(stored) = answer.stored(row) {
@@ -440,7 +493,7 @@ impl Service {
             match waited.map_err(|_| RequestError::Deadline)? {
                 Ok(stored) => answer.set(row, &stored),
                 Err(duty) => {
-                    self.compute(answer, &[row], terms).await?;
+                    self.compute(answer, &[row], terms, reservation).await?;
                     if let Some(stored) = answer.stored(row) {
                         let _ = duty.insert(stored);
                     }
@@ -463,6 +516,7 @@ impl Service {
         answer: &mut Assembled,
         rows: &[usize],
         terms: &Terms<'_>,
+        reservation: &mut Option<Reservation>,
     ) -> Result<(), RequestError> {
         if rows.is_empty() {
             return Ok(());
@@ -476,7 +530,7 @@ impl Service {
         };
         let ticket = match terms.options.patient {
             true => self.0.batcher.submit_when_room(work).await?,
-            false => self.0.batcher.submit(work)?,
+            false => self.0.batcher.submit_admitted(work, reservation.take()),
         };
         let computed = ticket.wait(terms.deadline).await?;
         answer.merge(rows, computed);
@@ -509,6 +563,19 @@ struct Terms<'a> {
     options: &'a RequestOptions,
     lane: Lane,
     deadline: Instant,
+}
+
+/// Tokenises on the calling thread and on those of its pool that are free.
+fn tokenize_in_parts(
+    embedder: &Embedder,
+    texts: &[&str],
+    options: &EmbedOptions,
+) -> Result<(Vec<Result<TokenIds, TextError>>, usize), EmbedError> {
+    // So small that the embedder does not hand them to its own threads.
+    let parts = texts.par_chunks(INLINE_TEXTS).map(|part| embedder.tokenize(part, options));
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let skip = parts.first().map_or(0, |part| part.skip);
+    Ok((parts.into_iter().flat_map(|part| part.rows).collect(), skip))
 }
 
 /// Runs what takes a while where it does not hold up the connections.

@@ -48,7 +48,10 @@ fn tei_v1() {
     server.runtime().block_on(async {
         let channel = channel(&server).await;
         let mut embed = proto::embed_client::EmbedClient::new(channel.clone());
-        let answer = embed.embed(text(TEXTS[0])).await.unwrap().into_inner();
+        let answer = embed.embed(text(TEXTS[0])).await.unwrap();
+        let fingerprint = &answer.metadata()["x-fletcher-fingerprint"];
+        assert_eq!(fingerprint.to_str().unwrap(), server.service.fingerprint());
+        let answer = answer.into_inner();
         assert_eq!(answer.embeddings, expected[0]);
         assert!(answer.metadata.unwrap().compute_tokens > 2);
 
@@ -448,5 +451,72 @@ fn streams_wait_where_calls_are_refused() {
             assert_eq!(&answer.embeddings, expected);
         }
         assert!(refused > 0, "the queue was never full");
+    });
+}
+
+/// What gRPC's messages hold counts with the bodies of HTTP, and is given back.
+#[test]
+fn messages_share_the_memory_for_bodies() {
+    let server = with_keys(|config| {
+        config.limits.bodies_bytes = 1 << 20;
+        config.limits.body_pause = Duration::from_millis(500);
+    })
+    .start();
+    server.runtime().block_on(async {
+        let channel = channel(&server).await;
+        let url = format!("{}/tei.v1.Embed/Embed", server.grpc());
+        let call = |body: tonic::body::Body| {
+            let request =
+                axum::http::Request::post(&url).header("content-type", "application/grpc");
+            tower::ServiceExt::oneshot(channel.clone(), request.body(body).unwrap())
+        };
+        // A message of 900 kB of which the last byte does not come.
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
+        let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let frames =
+            frames.map(|data| Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(data)));
+        let slow = tonic::body::Body::new(http_body_util::StreamBody::new(frames));
+        let mut start = vec![0];
+        start.extend_from_slice(&900_000u32.to_be_bytes());
+        start.resize(890_000, b'x');
+        sender.send(start.into()).await.unwrap();
+        let slow = tokio::spawn(call(slow));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut embed = proto::embed_client::EmbedClient::new(channel.clone());
+        let large = proto::EmbedRequest { truncate: true, ..text(&"word ".repeat(60_000)) };
+        let refused = embed.embed(large.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.metadata().contains_key("retry-after"));
+        // HTTP feels it too.
+        let body = vec![b' '; 300_000];
+        let http = tokio::task::block_in_place(|| server.post_with("/embed", &[], &body));
+        assert_eq!(http.status, 429, "{}", http.text());
+        // The message that does not go on is given up, and its memory with it.
+        let given_up = slow.await.unwrap().unwrap();
+        assert_eq!(given_up.headers()["grpc-status"], "4");
+        drop(sender);
+        embed.embed(large.clone()).await.unwrap();
+        // Many more bytes than the share pass through a stream, a few messages at a time.
+        let texts: Vec<Option<&str>> = vec![Some("word"); 200];
+        let mut batches = Vec::new();
+        for at in 0..30 {
+            let pad: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(500); 200]));
+            let plain = batch(&texts, at * 200);
+            let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+            for (field, column) in plain.schema().fields().iter().zip(plain.columns()) {
+                columns.push((field.name().clone(), column.clone()));
+            }
+            columns.push(("pad".into(), pad));
+            batches.push(RecordBatch::try_from_iter(columns).unwrap());
+        }
+        let sent = self::frames(&["embed"], batches).await;
+        let mut client = FlightServiceClient::new(channel.clone());
+        let answers = client.do_exchange(stream::iter(sent)).await.unwrap().into_inner();
+        // The schema and a dictionary are frames too.
+        assert_eq!(answers.try_collect::<Vec<_>>().await.unwrap().len(), 32);
+        // Nothing is left over.
+        for _ in 0..20 {
+            embed.embed(large.clone()).await.unwrap();
+        }
     });
 }

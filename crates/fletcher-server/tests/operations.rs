@@ -218,7 +218,17 @@ fn hostile_connections() {
     for _ in 0..8 {
         let _ = silent.write_all(request.as_bytes());
     }
-    // Half-closed: all was sent, the answer is still wanted.
+    // Half-closed: taken for gone, so nothing is computed for it and its connection ends.
+    let mut closed = TcpStream::connect(server.address()).unwrap();
+    closed
+        .write_all(
+            b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}",
+        )
+        .unwrap();
+    closed.shutdown(std::net::Shutdown::Write).unwrap();
+    closed.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    closed.read_to_end(&mut Vec::new()).unwrap();
+    // Another client is not touched by that.
     let mut half = TcpStream::connect(server.address()).unwrap();
     half.write_all(b"POST /embed HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}").unwrap();
     let mut said = String::new();
@@ -248,6 +258,12 @@ fn request_ids_and_cors() {
     assert!((1..100).contains(&answer.header("x-request-id").len()));
     let good = server.get_with("/livez", &[("origin", "https://good.example")]);
     assert_eq!(good.header("access-control-allow-origin"), "https://good.example");
+    // A browser asks first whether it may send a key; `*` would not mean that header.
+    let asks = b"OPTIONS /v1/embeddings HTTP/1.1\r\nhost: x\r\norigin: https://good.example\r\n\
+        access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n\
+        connection: close\r\n\r\n";
+    let said = server.raw(asks);
+    assert!(said.contains("access-control-allow-headers: authorization"), "{said}");
     let bad = server.get_with("/livez", &[("origin", "https://bad.example")]);
     assert_eq!(bad.header("access-control-allow-origin"), "");
     let server = Setup::default().start();
@@ -305,6 +321,32 @@ fn a_unix_socket() {
     assert!(path.exists());
     let _server = setup();
     assert!(ask().starts_with("HTTP/1.1 200"));
+}
+
+/// Nobody computes for a client that is gone, and a stream that is left is counted as left.
+#[test]
+fn who_goes_away_is_not_computed_for() {
+    let server = Setup { device: DeviceChoice::Reference, ..Setup::default() }.start();
+    let body = json!({ "inputs": vec!["word ".repeat(30); 400] }).to_string();
+    let request =
+        format!("POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut client = TcpStream::connect(server.address()).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.service.metrics().busy_workers.get() == 0 {
+        assert!(Instant::now() < deadline, "the request never began");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(client);
+    while server.service.metrics().queue_tokens.get() > 0 {
+        assert!(Instant::now() < deadline, "its rows stay in the queue");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let metrics = server.get("/metrics").text();
+    let cancelled = metrics.lines().find_map(|line| {
+        line.strip_prefix("fletcher_rows_total{outcome=\"cancelled\"} ")?.parse::<u64>().ok()
+    });
+    assert!(cancelled.is_some_and(|rows| rows > 100), "{cancelled:?}");
 }
 
 #[test]
@@ -366,11 +408,48 @@ impl Authority {
     }
 }
 
-/// Asks over TLS for `path`; an error text when the connection is refused.
+/// Asks Flight and tei.v1 over TLS; an error text when one of them refuses.
+async fn over_grpc(
+    address: &str,
+    roots: &Authority,
+    client: Option<(rcgen::Certificate, rcgen::KeyPair)>,
+) -> Result<(), String> {
+    use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+    let mut tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(roots.cert.pem()))
+        .domain_name("localhost");
+    if let Some((cert, key)) = client {
+        tls = tls.identity(Identity::from_pem(cert.pem(), key.serialize_pem()));
+    }
+    let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
+    let endpoint = endpoint.tls_config(tls).unwrap().timeout(Duration::from_secs(5));
+    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+    let mut flight = arrow_flight::FlightClient::new(channel.clone());
+    let list = flight.list_flights("").await.map_err(|error| error.to_string())?;
+    let none: Vec<_> =
+        futures_util::TryStreamExt::try_collect(list).await.map_err(|e| e.to_string())?;
+    assert!(none.is_empty());
+    let mut embed = fletcher_server::grpc::proto::embed_client::EmbedClient::new(channel);
+    let text =
+        fletcher_server::grpc::proto::EmbedRequest { inputs: "a".into(), ..Default::default() };
+    embed.embed(text).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// Asks over TLS for vectors; an error text when the connection is refused.
 fn ask_tls(
     address: &str,
     roots: &Authority,
     client: Option<(rcgen::Certificate, rcgen::KeyPair)>,
+) -> Result<(String, CertificateDer<'static>), String> {
+    let request = b"POST /embed HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}";
+    ask_tls_for(address, roots, client, request)
+}
+
+fn ask_tls_for(
+    address: &str,
+    roots: &Authority,
+    client: Option<(rcgen::Certificate, rcgen::KeyPair)>,
+    request: &[u8],
 ) -> Result<(String, CertificateDer<'static>), String> {
     let mut store = rustls::RootCertStore::empty();
     store.add(roots.cert.der().clone()).unwrap();
@@ -391,7 +470,6 @@ fn ask_tls(
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
-    let request = b"POST /embed HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 14\r\n\r\n{\"inputs\":\"a\"}";
     stream.write_all(request).map_err(|error| error.to_string())?;
     let mut said = String::new();
     stream.read_to_string(&mut said).map_err(|error| error.to_string())?;
@@ -431,6 +509,28 @@ fn tls_client_certificates_and_new_certificates() {
         "the client checks too"
     );
     assert_eq!(server.raw(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").find("HTTP/1.1 200"), None);
+    // Metrics and the page stand behind the same door, and so does everything over gRPC.
+    for path in ["/metrics", "/", "/livez"] {
+        for client in [None, Some(authority.sign(true)), Some(stranger.sign(false))] {
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            assert!(
+                ask_tls_for(&address, &authority, client, request.as_bytes()).is_err(),
+                "{path}"
+            );
+        }
+    }
+    let grpc = server.addresses.last().unwrap().to_string();
+    server.runtime().block_on(async {
+        assert_eq!(over_grpc(&grpc, &authority, Some(authority.sign(false))).await, Ok(()));
+        for (what, client) in [
+            ("none", None),
+            ("expired", Some(authority.sign(true))),
+            ("a stranger's", Some(stranger.sign(false))),
+        ] {
+            assert!(over_grpc(&grpc, &authority, client).await.is_err(), "{what}");
+        }
+    });
 
     // A broken file leaves the old certificate in use; a good one replaces it.
     std::fs::write(path("cert.pem"), "nonsense").unwrap();

@@ -297,6 +297,28 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
     pub(crate) forward_timeout: u64,
 
+    /// Send traces to this collector, by OTLP over HTTP: http://HOST:4318
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub(crate) otlp_endpoint: Option<String>,
+
+    /// Protocol to the collector; there is this one only
+    #[arg(long, value_name = "NAME", default_value = "http/protobuf")]
+    #[arg(env = "OTEL_EXPORTER_OTLP_PROTOCOL")]
+    pub(crate) otlp_protocol: String,
+
+    /// Headers for the collector; in values, %20 is a space
+    #[arg(long, value_name = "NAME=VALUE", env = "OTEL_EXPORTER_OTLP_HEADERS")]
+    #[arg(value_delimiter = ',', hide_env_values = true)]
+    pub(crate) otlp_headers: Vec<String>,
+
+    /// Name of this service in traces
+    #[arg(long, value_name = "NAME", default_value = "fletcher", env = "OTEL_SERVICE_NAME")]
+    pub(crate) otlp_service: String,
+
+    /// Share of the requests to trace, of those whose caller says nothing
+    #[arg(long, value_name = "0..1", default_value_t = 1.0, env = "FLETCHER_OTLP_RATIO")]
+    pub(crate) otlp_ratio: f64,
+
     /// What to do when the device fails, besides answering the requests it failed with an error
     #[arg(long, value_enum, default_value_t = OnDeviceFailureArg::Serve)]
     #[arg(env = "FLETCHER_ON_DEVICE_FAILURE")]

@@ -120,9 +120,9 @@ impl Cpu {
         result
     }
 
-    /// Whether a text of so many operations is done sooner by the team. One that is too small to wake
-    /// the helpers for is shared while they are awake, which they are kept when texts come one right
-    /// behind the other.
+    /// Whether a text of so many operations is done sooner by the team. One that is too small to
+    /// wake the helpers for is shared while they look out, which they are made to when texts come
+    /// one right behind the other.
     fn is_worth_sharing(&self, operations: f64, members: usize) -> bool {
         let least = least_work(self.format);
         if self.shares_small || operations >= least {

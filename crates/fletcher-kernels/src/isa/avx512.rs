@@ -1,7 +1,7 @@
 //! 512-bit vectors with masks for the tails.
 //!
-//! `BF16` and `VNNI` say which of these extensions there are; without them, dot products of bfloat16
-//! and of bytes are composed of what AVX-512 BW has, to the same sums.
+//! `BF16` and `VNNI` say which of these extensions there are; without them, dot products of
+//! bfloat16 and of bytes are composed of what AVX-512 BW has, to the same sums.
 
 use std::arch::x86_64::*;
 

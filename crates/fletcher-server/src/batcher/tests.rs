@@ -125,16 +125,51 @@ async fn interactive_overtakes_and_bulk_does_not_starve() {
 }
 
 #[tokio::test]
-async fn large_requests_take_turns() {
-    let bench = bench(4, 1000);
+async fn large_requests_take_turns_and_small_ones_are_done_whole() {
+    let bench = bench(2, 1000);
     let _held = bench.batcher.submit(work(Lane::Bulk, &[1])).unwrap();
     bench.next_block();
     let _a = bench.batcher.submit(work(Lane::Bulk, &[10, 11, 12, 13, 14, 15])).unwrap();
-    let _b = bench.batcher.submit(work(Lane::Bulk, &[20, 21, 22])).unwrap();
+    let _b = bench.batcher.submit(work(Lane::Bulk, &[20, 21])).unwrap();
     bench.let_go(20);
-    let blocks: Vec<Vec<u32>> = (0..5).map(|_| bench.next_block()).collect();
-    assert_eq!(blocks[..4], [vec![10, 11], vec![20, 21], vec![12, 13], vec![22, 14]]);
-    assert_eq!(blocks[4], [15]);
+    let order: Vec<u32> = (0..8).flat_map(|_| bench.next_block()).collect();
+    assert_eq!(order, [10, 11, 12, 13, 20, 21, 14, 15]);
+}
+
+#[tokio::test]
+async fn blocks_are_filled_from_requests_behind() {
+    let bench = bench(6, 1000);
+    let _held = bench.batcher.submit(work(Lane::Bulk, &[1])).unwrap();
+    bench.next_block();
+    let rows = vec![vec![2, 0], vec![3; 5]];
+    let _a = bench.batcher.submit(Work { rows, ..work(Lane::Bulk, &[]) }).unwrap();
+    let _b = bench.batcher.submit(work(Lane::Bulk, &[4, 5, 6])).unwrap();
+    bench.let_go(10);
+    let blocks: Vec<Vec<u32>> = (0..3).map(|_| bench.next_block()).collect();
+    assert_eq!(blocks, [vec![2, 4, 5], vec![3], vec![6]]);
+}
+
+/// Queueing what cannot be done in time would only delay what can.
+#[tokio::test]
+async fn who_cannot_be_served_in_time_is_refused_at_once() {
+    let bench = bench(2, 1000);
+    let first = bench.batcher.submit(work(Lane::Bulk, &[1])).unwrap();
+    bench.next_block();
+    std::thread::sleep(Duration::from_millis(100));
+    bench.let_go(1);
+    first.wait(later()).await.unwrap();
+    // At 20 tokens a second or fewer, 100 tokens take 5 s or more.
+    let _held = bench.batcher.submit(work(Lane::Bulk, &[2; 50])).unwrap();
+    let hasty =
+        |lane| Work { deadline: Instant::now() + Duration::from_secs(1), ..work(lane, &[3]) };
+    assert!(matches!(
+        bench.batcher.submit(hasty(Lane::Bulk)),
+        Err(RequestError::Overloaded { .. })
+    ));
+    // Bulk's rows are not in the way of interactive ones.
+    assert!(bench.batcher.submit(hasty(Lane::Interactive)).is_ok());
+    bench.batcher.submit(work(Lane::Bulk, &[4])).unwrap();
+    bench.let_go(100);
 }
 
 #[tokio::test]
@@ -157,6 +192,21 @@ async fn a_full_queue_refuses_and_has_room_again() {
     assert_eq!(values, [6.0]);
     running.wait(later()).await.unwrap();
     assert_eq!(large.wait(later()).await.unwrap().values, [2.0, 3.0, 4.0]);
+}
+
+/// What is admitted counts before it is tokenised, so that nobody is refused after a wait.
+#[tokio::test]
+async fn a_reservation_holds_room_and_gives_it_back() {
+    let bench = bench(2, 10);
+    let reservation = bench.batcher.reserve(Lane::Bulk, later(), 10).unwrap();
+    assert!(bench.batcher.check_room().is_err());
+    drop(reservation);
+    assert!(bench.batcher.check_room().is_ok());
+    let reservation = bench.batcher.reserve(Lane::Bulk, later(), 100).unwrap();
+    let ticket = bench.batcher.submit_admitted(work(Lane::Bulk, &[1]), Some(reservation));
+    assert!(bench.batcher.check_room().is_ok(), "what is queued counts by its real length");
+    bench.let_go(1);
+    assert_eq!(ticket.wait(later()).await.unwrap().values, [1.0]);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use futures_util::{Stream, stream};
 use tonic::{Status, Streaming};
 
 use crate::error::RequestError;
+use crate::grpc::unreadable;
 use crate::ipc::Decoder;
 
 /// What the first frame of a stream says.
@@ -30,13 +31,13 @@ impl Incoming {
     pub(crate) async fn open(mut frames: Streaming<FlightData>) -> Result<(Opening, Self), Status> {
         let missing =
             || Status::invalid_argument("the stream must begin with a descriptor and a schema");
-        let first = frames.message().await?.ok_or_else(missing)?;
+        let first = frames.message().await.map_err(unreadable)?.ok_or_else(missing)?;
         let descriptor = first.flight_descriptor.ok_or_else(missing)?;
         let (mut header, mut body) = (first.data_header, first.data_body);
         let mut app_metadata = first.app_metadata;
         if header.is_empty() {
             // Some clients send the descriptor alone.
-            let second = frames.message().await?.ok_or_else(missing)?;
+            let second = frames.message().await.map_err(unreadable)?.ok_or_else(missing)?;
             (header, body) = (second.data_header, second.data_body);
             app_metadata = if app_metadata.is_empty() { second.app_metadata } else { app_metadata };
         }
@@ -58,7 +59,7 @@ impl Incoming {
     }
 
     async fn next(&mut self) -> Result<Option<(RecordBatch, Bytes)>, Status> {
-        while let Some(frame) = self.frames.message().await? {
+        while let Some(frame) = self.frames.message().await.map_err(unreadable)? {
             if frame.data_header.is_empty() {
                 // App metadata alone: nothing to embed.
                 continue;

@@ -29,7 +29,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use self::messages::{Incoming, Opening, Outgoing};
 use crate::batcher::Lane;
@@ -41,7 +41,7 @@ use crate::http::App;
 use crate::service::RequestOptions;
 
 /// Batches of one stream in the engine at once: the next is tokenised while one is computed.
-const BATCHES_AHEAD: usize = 3;
+pub(crate) const BATCHES_AHEAD: usize = 3;
 
 /// The Flight service.
 #[derive(Clone)]
@@ -61,6 +61,7 @@ impl FlightEmbed {
         &self,
         opening: &Opening,
         metadata: &MetadataMap,
+        extensions: &Extensions,
         path_json: Option<&str>,
     ) -> Result<Plan, Status> {
         let header = metadata.get("x-fletcher-options").map(|value| value.to_str().unwrap_or("?"));
@@ -72,10 +73,11 @@ impl FlightEmbed {
             None => ColumnOptions::default(),
         };
         let mut plan = options.plan(&self.app.service, &opening.schema)?;
-        let call = call_options(metadata)?;
+        let call = call_options(metadata, extensions)?;
         plan.options = RequestOptions {
             lane: call.lane.or(Some(Lane::Bulk)),
             deadline: call.deadline,
+            context: call.context,
             // The stream's own flow control holds the client back.
             patient: true,
             ..plan.options
@@ -205,14 +207,14 @@ impl FlightService for FlightEmbed {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
-        let metadata = request.metadata().clone();
-        let (opening, batches) = Incoming::open(request.into_inner()).await?;
+        let (metadata, extensions, frames) = request.into_parts();
+        let (opening, batches) = Incoming::open(frames).await?;
         let path = path(&opening.descriptor)?;
         let (path, options) = split_options(&path);
         let [dataset] = path else {
             return Err(Status::invalid_argument("the path must be a dataset's name"));
         };
-        let plan = self.plan(&opening, &metadata, options)?;
+        let plan = self.plan(&opening, &metadata, &extensions, options)?;
         let (app, dataset) = (self.app.clone(), dataset.clone());
         let embedded = batches.stream().map(move |incoming| {
             let (plan, app) = (plan.clone(), app.clone());
@@ -241,8 +243,8 @@ impl FlightService for FlightEmbed {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        let metadata = request.metadata().clone();
-        let (opening, batches) = Incoming::open(request.into_inner()).await?;
+        let (metadata, extensions, frames) = request.into_parts();
+        let (opening, batches) = Incoming::open(frames).await?;
         let path = path(&opening.descriptor)?;
         let (path, options) = split_options(&path);
         match path {
@@ -254,7 +256,7 @@ impl FlightService for FlightEmbed {
                 ));
             }
         }
-        let plan = self.plan(&opening, &metadata, options)?;
+        let plan = self.plan(&opening, &metadata, &extensions, options)?;
         let (mut outgoing, schema) = Outgoing::new(&plan.schema);
         let app = self.app.clone();
         let embedded = batches.stream().map(move |incoming| {

@@ -1,5 +1,6 @@
 //! gRPC: tei.v1, Arrow Flight, health and reflection on one listener.
 
+mod budget;
 mod tei;
 
 /// The messages and services of `proto/tei.proto`, as `cargo xtask proto` made them.
@@ -13,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
-use tonic::{Code, Status};
+use tonic::{Code, Extensions, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -61,7 +62,9 @@ pub(crate) fn router(app: &App) -> (Router, HealthReporter) {
     if let Ok(service) = reflection().build_v1alpha() {
         routes = routes.add_service(service);
     }
-    (layered(routes.prepare().into_axum_router(), app), reporter)
+    let router = routes.prepare().into_axum_router();
+    let router = router.layer(axum::middleware::from_fn_with_state(app.clone(), budget::count));
+    (layered(router, app), reporter)
 }
 
 /// Keeps the health service in step with the service's readiness; never ends.
@@ -100,10 +103,33 @@ impl From<RequestError> for Status {
     }
 }
 
+/// What the library says of messages that cannot be read. It says so with the code of the server's
+/// own failures. (A wrong compression flag stays that: there gRPC's specification demands it.)
+const UNREADABLE: [&str; 3] =
+    ["failed to decode Protobuf message", "Unexpected EOF", "Missing request message"];
+
+/// Whether the client's bytes are the cause of this status.
+fn is_unreadable(status: &Status) -> bool {
+    let begins = |words: &&str| status.message().starts_with(words);
+    status.code() == Code::Internal && UNREADABLE.iter().any(begins)
+}
+
+/// The client's bytes, named as the cause if they are.
+pub(crate) fn unreadable(status: Status) -> Status {
+    match is_unreadable(&status) {
+        true => Status::invalid_argument(format!("a message is malformed: {}", status.message())),
+        false => status,
+    }
+}
+
 /// What a call says in its metadata: the lane, and gRPC's own deadline.
-pub(crate) fn call_options(metadata: &MetadataMap) -> Result<RequestOptions, Status> {
+pub(crate) fn call_options(
+    metadata: &MetadataMap,
+    extensions: &Extensions,
+) -> Result<RequestOptions, Status> {
     let headers = metadata.clone().into_headers();
     let mut options = header_options(&headers)?;
+    options.context = extensions.get().cloned();
     let timeout = headers.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
     options.deadline = options.deadline.or(timeout);
     Ok(options)

@@ -6,19 +6,19 @@ use fletcher_core::embedder::Prompt;
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call_options;
 use super::proto::{
     DecodeRequest, DecodeResponse, EmbedAllRequest, EmbedAllResponse, EmbedRequest, EmbedResponse,
     EncodeRequest, EncodeResponse, InfoRequest, InfoResponse, Metadata, ModelType, SimpleToken,
     TokenEmbedding, TruncationDirection, embed_server, info_server, tokenize_server,
 };
+use super::{call_options, unreadable};
 use crate::answer::Timings;
 use crate::http::tei::{Direction, decode_ids, overlong, tokens};
 use crate::inputs::{Inputs, Item};
 use crate::service::{RequestOptions, Service};
 
 /// Texts of one stream that wait for their vectors at once.
-const STREAM_TEXTS: usize = 256;
+pub(super) const STREAM_TEXTS: usize = 256;
 /// Texts of one stream whose token states are computed or sent at once: these are large.
 const STREAM_STATES: usize = 2;
 
@@ -107,11 +107,14 @@ impl Tei {
         A: Send + 'static,
         F: Future<Output = Result<A, Status>> + Send + 'static,
     {
-        let call = RequestOptions { patient: true, ..call_options(requests.metadata())? };
+        let call = RequestOptions {
+            patient: true,
+            ..call_options(requests.metadata(), requests.extensions())?
+        };
         let this = self.clone();
         let each = requests.into_inner().map(move |request| {
             let started = request.map(|request| work(this.clone(), request, call.clone()));
-            async move { started?.await }
+            async move { started.map_err(unreadable)?.await }
         });
         let mut failed = false;
         let answers = each.buffered(ahead).take_while(move |answer| {
@@ -156,7 +159,7 @@ impl info_server::Info for Tei {
             docker_label: None,
             model_id: self.service.name().into(),
             model_sha: Some(self.service.fingerprint().into()),
-            model_dtype: "float32".into(),
+            model_dtype: config.dtype.clone(),
             model_type: ModelType::Embedding.into(),
             max_concurrent_requests: config.queue_tokens as u32,
             max_input_length: embedder.model().max_tokens() as u32,
@@ -174,7 +177,7 @@ impl embed_server::Embed for Tei {
         &self,
         request: Request<EmbedRequest>,
     ) -> Result<Response<EmbedResponse>, Status> {
-        let call = call_options(request.metadata())?;
+        let call = call_options(request.metadata(), request.extensions())?;
         Ok(Response::new(self.embed(request.into_inner(), call).await?))
     }
 
@@ -193,7 +196,7 @@ impl embed_server::Embed for Tei {
         &self,
         request: Request<EmbedAllRequest>,
     ) -> Result<Response<EmbedAllResponse>, Status> {
-        let call = call_options(request.metadata())?;
+        let call = call_options(request.metadata(), request.extensions())?;
         Ok(Response::new(self.embed_all(request.into_inner(), call).await?))
     }
 

@@ -20,7 +20,7 @@ pub(crate) const UNIT: usize = 4096;
 /// instead costs the client more than it saves us.
 const COURTESY_BYTES: usize = 1 << 20;
 /// Slowest pace of a body, in bytes a second, that is not taken for an attack.
-const PACE: f64 = 16384.0;
+pub(crate) const PACE: f64 = 16384.0;
 
 /// A body's share of the memory for bodies, given back when dropped.
 pub(crate) struct Share {
@@ -91,7 +91,8 @@ pub(super) async fn read(app: &App, request: Request) -> Result<Call, RequestErr
     app.service.check_room()?;
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let body = whole.unwrap_or_else(|| buffer.freeze());
-    Ok(Call { headers: parts.headers, query, body, _share: share })
+    let context = parts.extensions.get().cloned();
+    Ok(Call { headers: parts.headers, query, body, context, _share: share })
 }
 
 fn too_large(limit: usize) -> RequestError {

@@ -167,10 +167,7 @@ fn respond(types: Vec<EmbeddingType>, before: String, after: String, answer: Ans
         text.push(b']');
     }
     text.extend_from_slice(after.as_bytes());
-    let mut response = super::typed(axum::http::StatusCode::OK, "application/json", text);
-    let work = super::Work { rows: answer.rows.len(), tokens: answer.tokens() };
-    response.extensions_mut().insert(work);
-    response
+    super::typed(axum::http::StatusCode::OK, "application/json", text)
 }
 
 impl EmbeddingType {

@@ -9,7 +9,7 @@ use axum::response::Response;
 use fletcher_core::embedder::Prompt;
 use serde::{Deserialize, Serialize};
 
-use super::{App, Call, Work, typed};
+use super::{App, Call, typed};
 use crate::columns::{self, ColumnOptions};
 use crate::error::RequestError;
 use crate::ipc;
@@ -66,10 +66,7 @@ pub(super) async fn cbor(app: App, call: Call) -> Result<Response, RequestError>
     let failed =
         |error: ciborium::ser::Error<_>| RequestError::Engine { message: error.to_string() };
     ciborium::into_writer(&encoded, &mut bytes).map_err(failed)?;
-    let mut response = typed(StatusCode::OK, "application/cbor", bytes);
-    let work = Work { rows: answer.rows.len(), tokens: answer.tokens() };
-    response.extensions_mut().insert(work);
-    Ok(response)
+    Ok(typed(StatusCode::OK, "application/cbor", bytes))
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,12 +84,10 @@ pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError
     let mut options = plan.options.clone();
     let headers = call.options()?;
     (options.lane, options.deadline) = (headers.lane, headers.deadline);
-    let mut work = Work { rows: 0, tokens: 0 };
+    options.context = headers.context;
     let mut embedded = Vec::with_capacity(batches.len());
     for batch in batches {
         let done = plan.embed(&app.service, batch, options.clone()).await?;
-        work.rows += done.batch.num_rows();
-        work.tokens += done.tokens;
         embedded.push(done);
         // The rest of an admitted request waits for room instead of being refused half-way.
         options.patient = true;
@@ -111,9 +106,7 @@ pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError
     let failed =
         |error: arrow::error::ArrowError| RequestError::Engine { message: error.to_string() };
     let bytes = bytes.await?.map_err(failed)?;
-    let mut response = typed(StatusCode::OK, "application/vnd.apache.arrow.stream", bytes);
-    response.extensions_mut().insert(work);
-    Ok(response)
+    Ok(typed(StatusCode::OK, "application/vnd.apache.arrow.stream", bytes))
 }
 
 fn malformed(error: arrow::error::ArrowError) -> RequestError {

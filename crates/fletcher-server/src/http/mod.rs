@@ -25,15 +25,18 @@ use axum::routing::{MethodRouter, get, on};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::auth::ApiKeys;
 use crate::batcher::Lane;
+use crate::context::Context;
 use crate::datasets::Datasets;
 use crate::error::{ErrorKind, RequestError};
 use crate::service::{RequestOptions, Service};
+use crate::trace::Tracer;
 
-pub(crate) use observe::{Work, observe};
+pub(crate) use body::{PACE, UNIT};
+pub(crate) use observe::observe;
 
 /// Limits and manners of the HTTP side.
 #[derive(Debug, Clone)]
@@ -71,6 +74,7 @@ pub(crate) struct App {
     pub(crate) datasets: Datasets,
     /// In units of [`body::UNIT`] bytes.
     pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) tracer: Option<Tracer>,
 }
 
 impl App {
@@ -79,9 +83,10 @@ impl App {
         keys: ApiKeys,
         config: HttpConfig,
         datasets: Datasets,
+        tracer: Option<Tracer>,
     ) -> Self {
         let bodies = Arc::new(Semaphore::new(config.bodies_bytes.div_ceil(body::UNIT)));
-        Self { service, keys, config: Arc::new(config), datasets, bodies }
+        Self { service, keys, config: Arc::new(config), datasets, bodies, tracer }
     }
 }
 
@@ -213,6 +218,7 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) query: String,
     pub(crate) body: Bytes,
+    pub(crate) context: Option<Arc<Context>>,
     /// Held until the answer is made: the body's share of [`App::bodies`].
     _share: body::Share,
 }
@@ -240,7 +246,8 @@ impl Call {
 
     /// What any dialect's request can say in headers.
     fn options(&self) -> Result<RequestOptions, RequestError> {
-        header_options(&self.headers)
+        let options = header_options(&self.headers)?;
+        Ok(RequestOptions { context: self.context.clone(), ..options })
     }
 }
 
@@ -347,7 +354,12 @@ fn cors(origins: &[String]) -> CorsLayer {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())),
     };
-    CorsLayer::new().allow_origin(allow).allow_methods(Any).allow_headers(Any).expose_headers(Any)
+    // The browsers' `*` leaves `authorization` out, so the headers that are asked for are named.
+    CorsLayer::new()
+        .allow_origin(allow)
+        .allow_methods(Any)
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(Any)
 }
 
 fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response {

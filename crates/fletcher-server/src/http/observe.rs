@@ -1,27 +1,30 @@
 //! Around every request: who may ask, an id, one log line, the counters, the fingerprint.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{self, Poll, ready};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{App, Dialect};
+use crate::context::Context;
 use crate::error::{ErrorKind, RequestError};
+use crate::trace::Value;
 
 /// Longest request id that is taken over from a client.
 const REQUEST_ID_CHARS: usize = 128;
-
-/// What a handler says about its work, for the log line.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Work {
-    pub(crate) rows: usize,
-    pub(crate) tokens: usize,
-}
+/// For logs and counters: a stream that its client left before the end.
+const CLIENT_LEFT: u16 = 499;
 
 /// Lets a request through if it has a good key or needs none.
 pub(super) async fn authorize(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -48,13 +51,26 @@ fn is_public(app: &App, method: &axum::http::Method, path: &str) -> bool {
 }
 
 /// The outermost layer.
-pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let id = request_id(&request);
-    let method = request.method().clone();
+pub(crate) async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let trace = app.tracer.as_ref().and_then(|tracer| tracer.begin(request.headers()));
+    let context = Arc::new(Context::new(trace));
+    request.extensions_mut().insert(context.clone());
     let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let dialect = Dialect::of(&path);
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let mut seen = Seen {
+        app: app.clone(),
+        context,
+        start: Instant::now(),
+        id: request_id(&request),
+        method: request.method().clone(),
+        // An unknown path is no label: clients could make as many as they like.
+        route: route.unwrap_or_else(|| "none".into()),
+        path,
+        dialect,
+        status: 0,
+        kind: None,
+    };
     let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = caught.unwrap_or_else(|_| {
         app.service.metrics().panics.inc();
@@ -62,38 +78,130 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
         dialect.refuse(&RequestError::Engine { message })
     });
     let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(&seen.id) {
         headers.insert("x-request-id", value);
     }
     if let Ok(value) = HeaderValue::from_str(app.service.fingerprint()) {
         headers.insert("x-fletcher-fingerprint", value);
     }
-    let (mut status, elapsed) = (response.status().as_u16(), start.elapsed());
-    let mut kind = response.extensions().get::<ErrorKind>().copied();
-    // A gRPC call that is refused says so in this header; over HTTP it looks like a success.
-    let code = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
-    if let Some((refused, as_http)) = code.and_then(refusal) {
-        (kind, status) = (Some(refused), as_http);
+    seen.status = response.status().as_u16();
+    seen.kind = response.extensions().get::<ErrorKind>().copied();
+    seen.grpc(response.headers());
+    // An answer of known length is whole; a stream's end is waited for.
+    if response.size_hint().exact().is_some() {
+        seen.end();
+        return response;
     }
-    // An unknown path is no label: clients could make as many as they like.
-    let route = route.unwrap_or_else(|| "none".into());
-    app.service.metrics().request(dialect.name(), &route, status, elapsed.as_secs_f64());
-    if let Some(kind) = kind {
-        app.service.metrics().reject(kind.name());
-    }
-    let work = response.extensions().get::<Work>().copied();
-    let (rows, tokens) = work.map_or((0, 0), |work| (work.rows, work.tokens));
-    let (millis, error) = (elapsed.as_secs_f64() * 1e3, kind.map(ErrorKind::name));
-    match status {
-        500.. => {
-            tracing::error!(request_id = id, %method, path, status, millis, rows, tokens, error)
+    response.map(|body| Body::new(Observed { body, seen: Some(seen) }))
+}
+
+/// A request with what is known of it.
+struct Seen {
+    app: App,
+    context: Arc<Context>,
+    start: Instant,
+    id: String,
+    method: Method,
+    path: String,
+    route: String,
+    dialect: Dialect,
+    status: u16,
+    kind: Option<ErrorKind>,
+}
+
+impl Seen {
+    /// A gRPC call that is refused says so in its headers or, after a stream, in its trailers; over
+    /// HTTP it looks like a success.
+    fn grpc(&mut self, headers: &HeaderMap) {
+        let code = headers.get("grpc-status").and_then(|value| value.to_str().ok());
+        if let Some((refused, as_http)) = code.and_then(refusal) {
+            (self.kind, self.status) = (Some(refused), as_http);
         }
-        _ if rows > 0 || status >= 400 => {
-            tracing::info!(request_id = id, %method, path, status, millis, rows, tokens, error);
-        }
-        _ => tracing::debug!(request_id = id, %method, path, status, millis),
     }
-    response
+
+    /// Counts the request, logs it and ends its span.
+    fn end(self) {
+        let (elapsed, status) = (self.start.elapsed(), self.status);
+        let metrics = self.app.service.metrics();
+        metrics.request(self.dialect.name(), &self.route, status, elapsed.as_secs_f64());
+        if let Some(kind) = self.kind {
+            metrics.reject(kind.name());
+        }
+        let (rows, tokens) = self.context.done();
+        let (millis, error) = (elapsed.as_secs_f64() * 1e3, self.kind.map(ErrorKind::name));
+        let Self { id: request_id, method, path, .. } = &self;
+        match status {
+            500.. => {
+                tracing::error!(request_id, %method, path, status, millis, rows, tokens, error);
+            }
+            _ if rows > 0 || status >= 400 => {
+                tracing::info!(request_id, %method, path, status, millis, rows, tokens, error);
+            }
+            _ => tracing::debug!(request_id, %method, path, status, millis),
+        }
+        let Some(trace) = &self.context.trace else { return };
+        let mut attributes = vec![
+            ("http.request.method", Value::Text(method.to_string())),
+            ("http.route", Value::Text(self.route.clone())),
+            ("http.response.status_code", Value::Int(status.into())),
+            ("fletcher.dialect", Value::Text(self.dialect.name().into())),
+            ("fletcher.request_id", Value::Text(request_id.clone())),
+            ("fletcher.rows", Value::Int(rows as i64)),
+            ("fletcher.tokens", Value::Int(tokens as i64)),
+        ];
+        attributes.extend(error.map(|error| ("error.type", Value::Text(error.into()))));
+        // As OpenTelemetry's conventions name them: by service and method, or by method and route.
+        let name = match self.dialect {
+            Dialect::Grpc => path.trim_start_matches('/').to_owned(),
+            _ => format!("{method} {}", self.route),
+        };
+        trace.end(name, status >= 500, attributes);
+    }
+}
+
+/// A streamed answer, watched to its end.
+struct Observed {
+    body: Body,
+    seen: Option<Seen>,
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let trailers = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.trailers_ref());
+        if let (Some(trailers), Some(seen)) = (trailers, &mut self.seen) {
+            seen.grpc(trailers);
+        }
+        let last = frame.is_none() || trailers.is_some();
+        if last && let Some(seen) = self.seen.take() {
+            seen.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let Some(mut seen) = self.seen.take() else { return };
+        if !self.body.is_end_stream() {
+            seen.status = CLIENT_LEFT;
+        }
+        seen.end();
+    }
 }
 
 /// What a gRPC code means, and the HTTP status that stands for it in logs and counters.
@@ -103,6 +211,7 @@ fn refusal(code: &str) -> Option<(ErrorKind, u16)> {
         "4" => (ErrorKind::Deadline, 504),
         "5" => (ErrorKind::NotFound, 404),
         "8" => (ErrorKind::Overloaded, 429),
+        "11" => (ErrorKind::TooLarge, 413),
         "12" => (ErrorKind::NotFound, 501),
         "13" => (ErrorKind::Engine, 500),
         "14" => (ErrorKind::Unavailable, 503),

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
 
-use super::{Work, typed};
+use super::typed;
 use crate::answer::Answer;
 
 /// How much text is made at a time.
@@ -28,7 +28,6 @@ where
     F: Fn(&Answer, usize, &mut Vec<u8>) + Send + 'static,
 {
     pub(super) fn respond(self, answer: Answer) -> Response {
-        let work = Work { rows: answer.rows.len(), tokens: answer.tokens() };
         let count = answer.rows.len();
         let Rows { before, write, after } = self;
         // The next chunk from some row on, and the row after it.
@@ -62,9 +61,7 @@ where
                 Body::from_stream(futures_util::StreamExt::map(whole, Ok::<_, Infallible>))
             }
         };
-        let mut response = typed(StatusCode::OK, "application/json", body);
-        response.extensions_mut().insert(work);
-        response
+        typed(StatusCode::OK, "application/json", body)
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::rows::{Rows, write_floats};
-use super::{App, Call, Work, json as respond};
+use super::{App, Call, json as respond};
 use crate::answer::{Answer, Timings};
 use crate::error::{ItemError, RequestError};
 use crate::inputs::{Input, Inputs, Item, JsonInput};
@@ -142,8 +142,7 @@ pub(super) async fn embed_all(app: App, call: Call) -> Result<Response, RequestE
         text.push(b']');
     }
     text.push(b']');
-    let mut response = super::typed(StatusCode::OK, "application/json", text);
-    response.extensions_mut().insert(Work { rows: hidden.states.len(), tokens });
+    let response = super::typed(StatusCode::OK, "application/json", text);
     Ok(with_timings(&app, response, characters, tokens, hidden.timings))
 }
 
@@ -174,10 +173,8 @@ pub(super) async fn similarity(app: App, call: Call) -> Result<Response, Request
         source.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
     };
     let cosines: Vec<f32> = (1..answer.rows.len()).map(cosine).collect();
-    let mut response = respond(StatusCode::OK, &cosines);
-    let (rows, tokens) = (answer.rows.len(), answer.tokens());
-    response.extensions_mut().insert(Work { rows, tokens });
-    Ok(with_timings(&app, response, answer.characters, tokens, answer.timings))
+    let response = respond(StatusCode::OK, &cosines);
+    Ok(with_timings(&app, response, answer.characters, answer.tokens(), answer.timings))
 }
 
 /// A token as TEI describes it; where it begins and ends in the text is not known.
@@ -303,7 +300,7 @@ pub(super) async fn info(State(app): State<App>) -> Response {
         &json!({
             "model_id": service.name(),
             "model_sha": null,
-            "model_dtype": "float32",
+            "model_dtype": config.dtype,
             "served_model_name": service.name(),
             "model_type": { "embedding": { "pooling": pooling } },
             "max_concurrent_requests": config.queue_tokens,

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fletcher_backend::registry;
+use fletcher_backend::{DeviceChoice, registry};
+use fletcher_core::backend::Precision;
 use fletcher_server::auth::ApiKeys;
 use fletcher_server::tls::TlsFiles;
 use fletcher_server::{
     Address, ConnectionLimits, ForwardConfig, HttpConfig, ServeError, Server, ServerConfig,
-    Service, ServiceConfig,
+    Service, ServiceConfig, TraceConfig,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -22,6 +23,8 @@ use crate::model;
 const IO_THREADS: (usize, usize) = (2, 8);
 /// Threads for what blocks: tokenising, files.
 const BLOCKING_THREADS: usize = 32;
+/// The way to a collector of traces that there is.
+const OTLP_PROTOCOL: &str = "http/protobuf";
 
 #[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -34,6 +37,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = server_config(&args)?;
     let embedder = model::load(&model_config)?;
     let text = config::embed_options(&args.text);
+    let device = registry::resolve(model_config.device);
     let service = Service::start(
         embedder,
         ServiceConfig {
@@ -46,7 +50,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
             prompt: text.prompt,
             served_name: args.served_name.clone(),
             aliases: args.alias.clone(),
-            device: registry::resolve(model_config.device).to_string(),
+            device: device.to_string(),
+            dtype: dtype(device, model_config.precision).into(),
         },
     );
     let threads = config::threads().clamp(IO_THREADS.0, IO_THREADS.1);
@@ -58,6 +63,16 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::work(format!("cannot start threads: {error}")))?;
     runtime.block_on(serve(service, config, args.on_device_failure))
+}
+
+/// The format that a model is computed in, in the words of PyTorch and TEI.
+fn dtype(device: DeviceChoice, precision: Precision) -> &'static str {
+    match (precision, device) {
+        (Precision::F16, _) | (Precision::Auto, DeviceChoice::Cuda { .. }) => "float16",
+        (Precision::Bf16, _) => "bfloat16",
+        (Precision::Int8, _) => "int8",
+        (Precision::F32 | Precision::Auto, _) => "float32",
+    }
 }
 
 async fn serve(
@@ -159,6 +174,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
         drain: Duration::from_secs(args.drain),
         datasets_bytes: args.datasets_mb << 20,
         forward: forward_config(args),
+        traces: trace_config(args)?,
     })
 }
 
@@ -174,6 +190,25 @@ fn forward_config(args: &ServeArgs) -> Option<ForwardConfig> {
         token: args.forward_token.clone(),
         ack_timeout: Duration::from_secs(args.forward_timeout),
     })
+}
+
+fn trace_config(args: &ServeArgs) -> Result<Option<TraceConfig>, Failure> {
+    let Some(endpoint) = args.otlp_endpoint.clone().filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    // Only now: the variable may be set for everything that runs on a machine.
+    if args.otlp_protocol != OTLP_PROTOCOL {
+        let given = &args.otlp_protocol;
+        let message =
+            format!("--otlp-protocol {given}: traces are sent by {OTLP_PROTOCOL} only (port 4318)");
+        return Err(Failure::input(message));
+    }
+    Ok(Some(TraceConfig {
+        endpoint,
+        service: args.otlp_service.clone(),
+        headers: args.otlp_headers.clone(),
+        ratio: args.otlp_ratio,
+    }))
 }
 
 fn key_lines(file: &Path) -> Result<Vec<String>, Failure> {
