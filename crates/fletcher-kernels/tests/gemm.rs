@@ -306,6 +306,37 @@ fn rows_of_bytes_are_their_definition() {
     }
 }
 
+/// Steps of 1 and whole weights show the sums of bytes themselves: every set's are the same bits.
+#[test]
+fn sums_of_bytes_are_the_same_everywhere() {
+    for (rows, out, cols) in [(1, 1, 1), (5, 17, 31), (16, 32, 64), (33, 48, 130), (50, 101, 515)] {
+        let shape = LinearShape { rows: out, cols, gated: false };
+        let whole = |seed, count| numbers(seed, count).into_iter().map(|x| (x * 127.0).round());
+        let mut weight: Vec<f32> = whole(1, out * cols).collect();
+        weight.iter_mut().step_by(cols).for_each(|first| *first = 127.0);
+        let x_stride = cols.next_multiple_of(4);
+        let bytes: Vec<u8> = whole(2, rows * x_stride).map(|x| (x + 128.0) as u8).collect();
+        let scales = vec![RowScale { scale: 1.0, zero: 0.0 }; rows];
+        let sums = all().into_iter().map(|kernels| {
+            let mut y = vec![0.0; rows * out];
+            kernels.gemm(Gemm {
+                linear: &kernels.pack(Format::Int8, shape, &weight, None),
+                rows,
+                x: Input::Int8 { bytes: &bytes, scales: &scales },
+                x_stride,
+                y: Output::F32(&mut y),
+                y_stride: out,
+                epilogue: Epilogue::Activate(Activation::Identity),
+            });
+            (kernels, y)
+        });
+        let sums: Vec<_> = sums.collect();
+        for (kernels, found) in &sums {
+            assert_eq!(found, &sums[0].1, "{kernels:?}: {rows} x {cols} x {out}");
+        }
+    }
+}
+
 /// The widest weight of bytes sums to the last number that 32 bits hold; a wider one is refused.
 #[test]
 fn sums_of_bytes_do_not_overflow() {
