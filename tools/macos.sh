@@ -13,9 +13,9 @@ if [ "${1:-}" = --no-zig ]; then
     cargo clippy --locked -p fletcher-kernels -p fletcher-core -p fletcher-backend --target $target -- -D warnings
     exit
 fi
-export CARGO_TARGET_DIR=${1:-target/macos}
-stubs=$(mktemp -d)
-trap 'rm -rf "$stubs"' EXIT
+export CARGO_TARGET_DIR=${1:-$PWD/target/macos}
+# At a fixed place, since another one would have everything built again.
+stubs=$CARGO_TARGET_DIR/stubs
 
 # stub FILE INSTALL_NAME SYMBOLS
 stub() {

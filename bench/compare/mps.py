@@ -48,7 +48,7 @@ def fletcher(program: Path, folder: Path, device: str, precision: str, sizes: li
         run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if run.returncode != 0:
             sys.exit(f"{' '.join(map(str, command))}: {run.stderr}")
-        return json.loads(Path(report.name).read_text())["sizes"]
+        return json.loads(Path(report.name).read_text())["sizes"]["runs"]
 
 
 def check(program: Path, folder: Path, device: str, precision: str, peer: Peer) -> float:
@@ -90,7 +90,7 @@ def main() -> None:
             peer = Peer(folder, args.peer, precision)
             cosine = check(rate, folder, args.device, precision, peer)
             for size in sizes:
-                ours = fletcher(program, folder, args.device, precision, [size], ROWS)[0]["per_s"]
+                ours = fletcher(program, folder, args.device, precision, [size], ROWS)[0]["vectors_per_second"]
                 theirs = peer_rate(peer, size, ROWS)
                 larger = max(peer_rate(peer, size, rows) for rows in LARGER_ROWS)
                 print(f"| {precision} | {size:,} | {theirs:,.0f} | {larger:,.0f} | {ours:,.0f} | {ours / theirs:.2f} | "

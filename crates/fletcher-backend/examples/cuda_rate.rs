@@ -1,8 +1,8 @@
 //! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
-//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--seconds S]
-//! [--profile ROWS]`
+//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--rowwise 0|1]
+//! [--seconds S] [--profile ROWS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler.
 
@@ -186,6 +186,7 @@ fn main() {
         match &arg[..] {
             "--groups" => options.groups = number() as usize,
             "--tile" => options.tile = Some(number() as usize),
+            "--rowwise" => options.rowwise = Some(number() != 0.0),
             "--profile" => profile = number() as usize,
             "--seconds" => time = Duration::from_secs_f64(number()),
             name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
@@ -246,10 +247,10 @@ fn main() {
         }
         let large: &[usize] = match &name[..] {
             "tiny" => &[264, 792, 1056, 4224, 8192],
-            _ => &[256, 1024, 2048],
+            _ => &[264, 1056],
         };
         for &rows in large {
-            for workers in [1, 2, 4] {
+            for workers in [1, 2, 4, 8] {
                 say(
                     &format!("{rows}, {workers} in flight"),
                     rate(&cuda, &model, rows, workers, time),

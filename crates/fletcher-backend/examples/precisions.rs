@@ -1,7 +1,8 @@
 //! Speed and quality of the CPU's number formats on one model, side by side.
 //!
-//! `precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]` prints, for each format, sequences of 64
-//! tokens a second on one thread and on all (the best of many short runs, so that a busy neighbour
+//! `precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION|SET]...]` prints, for each format and each
+//! instruction set of the CPU whose name is given (the best one if none is), sequences of 64 tokens
+//! a second on one thread and on all (the best of many short runs, so that a busy neighbour
 //! does not count), the time of one text of 16 and 128 tokens, and, given a file of one text a
 //! line, how far the vectors' directions are from the first format's, and which share of a text's
 //! ten nearest neighbours stays.
@@ -15,15 +16,28 @@ use fletcher_core::backend::Precision;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
 use fletcher_core::model::Model;
 use fletcher_hub::ModelFolder;
+use fletcher_kernels::{Isa, Kernels};
 
 type Error = Box<dyn std::error::Error>;
 
-const SEQUENCES: usize = 256;
+/// Of each thread.
+const SEQUENCES: usize = 64;
 
-fn open(folder: &str, precision: Precision, threads: usize) -> Result<Embedder, Error> {
-    let model = Model::open(&ModelFolder::open(folder)?, Default::default())?;
-    let config = EmbedderConfig { threads, ..EmbedderConfig::default() };
-    Ok(Embedder::new(model, Cpu::new(threads).with_precision(precision)?, config)?)
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Engine<'a> {
+    folder: &'a str,
+    kernels: Kernels,
+    precision: Precision,
+}
+
+impl Engine<'_> {
+    fn open(self, threads: usize) -> Result<Embedder, Error> {
+        let model = Model::open(&ModelFolder::open(self.folder)?, Default::default())?;
+        let config = EmbedderConfig { threads, ..EmbedderConfig::default() };
+        let cpu = Cpu::with_kernels(self.kernels, threads).with_precision(self.precision)?;
+        Ok(Embedder::new(model, cpu, config)?)
+    }
 }
 
 /// The shortest of many runs, in seconds.
@@ -48,27 +62,37 @@ fn ids(rows: usize, tokens: usize) -> Vec<Vec<u32>> {
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
     let folder =
-        args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION]...]")?;
+        args.next().ok_or("usage: precisions MODEL_FOLDER [TEXT_FILE|- [PRECISION|SET]...]")?;
     let texts = args.next().filter(|path| path != "-");
     let texts = texts.map(std::fs::read_to_string).transpose()?.unwrap_or_default();
     let texts: Vec<&str> = texts.lines().collect();
     let mut exact: Vec<f32> = Vec::new();
     let wanted: Vec<String> = args.collect();
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == precision.name()) {
-            continue;
-        }
-        let rows = ids(SEQUENCES, 64);
-        let rows: Vec<&[u32]> = rows.iter().map(|row| &row[..]).collect();
-        print!("{:>5}", precision.name());
+    let names = |name: &str| wanted.iter().any(|word| word == name);
+    let mut formats = vec![Precision::F32, Precision::Bf16, Precision::Int8];
+    if formats.iter().any(|format| names(format.name())) {
+        formats.retain(|format| names(format.name()));
+    }
+    let mut sets: Vec<Isa> = Isa::available().into_iter().filter(|set| names(set.name())).collect();
+    if sets.is_empty() {
+        sets.push(Isa::detect());
+    }
+    let threads = std::thread::available_parallelism()?.get();
+    let rows = ids(SEQUENCES * threads, 64);
+    let rows: Vec<&[u32]> = rows.iter().map(|row| &row[..]).collect();
+    for (precision, set) in formats.into_iter().flat_map(|p| sets.iter().map(move |&set| (p, set)))
+    {
+        let Some(kernels) = Kernels::for_isa(set) else { continue };
+        let engine = Engine { folder: &folder, kernels, precision };
+        print!("{:>5} {}", precision.name(), set.name());
         for threads in [1, 0] {
-            let embedder = open(&folder, precision, threads)?;
-            let chunk = &rows[..if threads == 1 { SEQUENCES / 8 } else { SEQUENCES }];
+            let embedder = engine.open(threads)?;
+            let chunk = &rows[..if threads == 1 { SEQUENCES / 2 } else { rows.len() }];
             let seconds = best(3.0, || embedder.embed_ids(chunk))?;
             let name = if threads == 1 { "one thread" } else { "all" };
             print!("  {name} {:7.1}/s", chunk.len() as f64 / seconds);
         }
-        let embedder = open(&folder, precision, 0)?;
+        let embedder = engine.open(0)?;
         for tokens in [16, 128] {
             let row = ids(1, tokens);
             let seconds = best(1.0, || embedder.embed_ids(&[&row[0][..]]))?;

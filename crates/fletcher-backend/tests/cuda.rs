@@ -47,10 +47,46 @@ fn conformance() {
 #[test]
 fn conformance_of_every_variant() {
     let groups = [1, 2].map(|groups| CudaOptions { groups, ..CudaOptions::default() });
-    let tiles = (0..5).map(|tile| CudaOptions { tile: Some(tile), ..CudaOptions::default() });
+    let tiles = (0..6).map(|tile| CudaOptions { tile: Some(tile), ..CudaOptions::default() });
     for options in groups.into_iter().chain(tiles) {
         let Some(cuda) = open(options) else { return };
         conformance::check(&cuda, 6e-2).unwrap();
+    }
+}
+
+/// The kernels that keep whole rows, by one block or by a pair, and the composition of operations
+/// over the same shapes; batches whose last tile of rows is full, or has one row, and sequences
+/// over several tiles.
+#[test]
+fn rowwise_layers() {
+    let shapes = [(384, 12, 1536), (384, 6, 512), (768, 12, 1024)];
+    for (hidden, heads, inner) in shapes {
+        let spec = conformance::bert_like(hidden, heads, inner, 300);
+        for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
+            for lengths in [&[64, 64][..], &[1], &[129], &[300, 3, 64, 17, 1]] {
+                for rowwise in [true, false] {
+                    let rowwise = Some(rowwise);
+                    let options = CudaOptions { precision, rowwise, ..CudaOptions::default() };
+                    let Some(cuda) = open(options) else { return };
+                    let worst = conformance::worst_of(&cuda, &spec, lengths).unwrap();
+                    let what = format!("{hidden} wide, {precision:?}, {lengths:?}, {rowwise:?}");
+                    eprintln!("{what}: {worst:e}");
+                    assert!(worst <= tolerance, "{what}: differs by {worst:e}");
+                }
+            }
+        }
+    }
+}
+
+/// The longest sequences of the longest models, beside short ones.
+#[test]
+fn long_sequences() {
+    let spec = conformance::bert_like(64, 2, 64, 8192);
+    for (precision, tolerance, _) in FORMATS {
+        let Some(cuda) = with(precision) else { return };
+        let worst = conformance::worst_of(&cuda, &spec, &[8192, 5, 1000]).unwrap();
+        eprintln!("8,192 tokens in {precision:?}: {worst:e}");
+        assert!(worst <= tolerance, "8,192 tokens in {precision:?}: differs by {worst:e}");
     }
 }
 

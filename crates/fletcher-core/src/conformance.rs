@@ -33,28 +33,77 @@ const LENGTHS: [usize; 9] = [1, 2, 3, 7, 16, 17, 33, 64, POSITIONS];
 pub fn check<B: Backend>(backend: &B, tolerance: f64) -> Result<(), BackendError> {
     for (name, spec) in specs() {
         let (ours, oracle) = (weights(backend, &spec)?, weights(&Reference, &spec)?);
-        let ids: Vec<u32> = (0..LENGTHS.iter().sum::<usize>())
-            .map(|i| (i * 7919 % spec.vocabulary) as u32)
-            .collect();
-        let mut rest = &ids[..];
-        let batch = PackedBatch::new(LENGTHS.iter().map(|&length| {
-            let (sequence, tail) = rest.split_at(length);
-            rest = tail;
-            sequence
-        }));
+        let ids = ids(&spec, &LENGTHS);
+        let batch = pack(&ids, &LENGTHS);
         let expected = trace(&Reference, &oracle, &batch)?;
         let found = trace(backend, &ours, &batch)?;
         for ((step, expected), (_, found)) in expected.iter().zip(&found) {
-            let worst = expected
-                .iter()
-                .zip(found)
-                .map(|(a, b)| f64::from((a - b).abs()))
-                // NaN must fail, and `max` would swallow it.
-                .fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) });
+            let worst = worst_difference(expected, found);
             assert!(worst <= tolerance, "{name}: {step} differs by {worst:e}");
         }
     }
     Ok(())
+}
+
+/// A spec like BERT's with random weights, for [`worst_of`]: the shapes that a backend has kernels
+/// of its own for, or long sequences.
+pub fn bert_like(
+    hidden: usize,
+    heads: usize,
+    intermediate: usize,
+    max_tokens: usize,
+) -> EncoderSpec {
+    let (_, bert) = specs().swap_remove(0);
+    EncoderSpec { hidden, heads, head_dim: hidden / heads, intermediate, max_tokens, ..bert }
+}
+
+/// The largest difference between a backend's last states and the reference's, over sequences of
+/// these lengths.
+///
+/// # Errors
+/// When the device fails.
+pub fn worst_of<B: Backend>(
+    backend: &B,
+    spec: &EncoderSpec,
+    lengths: &[usize],
+) -> Result<f64, BackendError> {
+    let ids = ids(spec, lengths);
+    let batch = pack(&ids, lengths);
+    let expected = last_states(&Reference, spec, &batch)?;
+    Ok(worst_difference(&expected, &last_states(backend, spec, &batch)?))
+}
+
+fn last_states<B: Backend>(
+    b: &B,
+    spec: &EncoderSpec,
+    batch: &PackedBatch,
+) -> Result<Vec<f32>, BackendError> {
+    let model = weights(b, spec)?;
+    let mut arena = b.plan(spec, batch.tokens())?;
+    b.encode(&mut arena, &model, batch)?;
+    let mut hidden = vec![f32::NAN; batch.tokens() * spec.hidden];
+    b.download_hidden(&mut arena, batch, &mut hidden)?;
+    Ok(hidden)
+}
+
+fn ids(spec: &EncoderSpec, lengths: &[usize]) -> Vec<u32> {
+    let count = lengths.iter().sum::<usize>();
+    (0..count).map(|i| (i * 7919 % spec.vocabulary) as u32).collect()
+}
+
+fn pack(ids: &[u32], lengths: &[usize]) -> PackedBatch {
+    let mut rest = ids;
+    PackedBatch::new(lengths.iter().map(|&length| {
+        let (sequence, tail) = rest.split_at(length);
+        rest = tail;
+        sequence
+    }))
+}
+
+fn worst_difference(expected: &[f32], found: &[f32]) -> f64 {
+    let differences = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs()));
+    // NaN must fail, and `max` would swallow it.
+    differences.fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) })
 }
 
 type Trace = Vec<(String, Vec<f32>)>;
@@ -211,15 +260,15 @@ fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> Result<EncoderWeights<B>, B
     let embedding = b.upload_embedding(EmbeddingSource {
         word: random.tensor(&[spec.vocabulary, d]),
         position: (spec.position.learned_offset())
-            .map(|offset| random.tensor(&[offset + POSITIONS, d])),
+            .map(|offset| random.tensor(&[offset + spec.max_tokens, d])),
         token_type: spec.token_types.then(|| random.tensor(&[2, d])),
         position_offset: spec.position.learned_offset().unwrap_or(0),
     })?;
     let relative_bias = match spec.position {
         Position::RelativeBuckets { .. } => {
             let table: Vec<Vec<f32>> =
-                (0..spec.heads).map(|_| random.values(2 * POSITIONS - 1)).collect();
-            Some(b.upload_relative_bias(&table, POSITIONS)?)
+                (0..spec.heads).map(|_| random.values(2 * spec.max_tokens - 1)).collect();
+            Some(b.upload_relative_bias(&table, spec.max_tokens)?)
         }
         _ => None,
     };
@@ -303,7 +352,8 @@ impl Random {
             feed_forward_norm: self.norm(b, spec)?,
             rotary: match spec.position {
                 Position::Rotary => {
-                    let tables = b.upload_rotary(layer.rotary_theta, spec.head_dim, POSITIONS)?;
+                    let tables =
+                        b.upload_rotary(layer.rotary_theta, spec.head_dim, spec.max_tokens)?;
                     Some(Arc::new(tables))
                 }
                 _ => None,

@@ -11,16 +11,16 @@ use crate::zeroed;
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
 
-/// Rows this many bytes apart fall into so few sets of a first-level cache that the rows of one
-/// register tile evict each other.
-const CONFLICT: usize = 2048;
+/// Rows of more lines than this are so long that one register tile's rows, at a distance that is a
+/// multiple of a few lines, fall into few sets of a first-level cache and evict each other.
+const SHORT_LINES: usize = 8;
 
 /// The distance between rows, in elements, at which rows of `columns` are best laid out: whole
-/// cache lines, and never a multiple of 2 KiB.
+/// cache lines, and an odd number of them unless it is small.
 pub fn row_stride<T: Number>(columns: usize) -> usize {
     let line = LINE / size_of::<T>();
-    let stride = columns.next_multiple_of(line);
-    if stride.is_multiple_of(CONFLICT / size_of::<T>()) { stride + line } else { stride }
+    let lines = columns.div_ceil(line);
+    line * if lines > SHORT_LINES { lines | 1 } else { lines }
 }
 
 /// A fixed number of numbers, zero at first, aligned to a cache line.
@@ -112,9 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn strides_avoid_powers_of_two() {
-        let cases =
-            [(1, 16), (16, 16), (17, 32), (384, 384), (512, 528), (1024, 1040), (1536, 1552)];
+    fn long_strides_are_odd_numbers_of_lines() {
+        let cases = [(1, 16), (16, 16), (17, 32), (128, 128), (384, 400), (512, 528), (1536, 1552)];
         for (columns, stride) in cases {
             assert_eq!(row_stride::<f32>(columns), stride, "{columns} columns");
         }

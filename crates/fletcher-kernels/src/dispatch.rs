@@ -112,23 +112,91 @@ macro_rules! shells {
 
 shells!(scalar, Isa::Scalar, crate::isa::scalar::Portable, #[inline(never)]);
 #[cfg(target_arch = "x86_64")]
-shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2, #[target_feature(enable = "avx2,fma")]);
+shells!(avx2, Isa::Avx2, crate::isa::avx2::Avx2<false>, #[target_feature(enable = "avx2,fma")]);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx2_dot,
+    Isa::Avx2Dot,
+    crate::isa::avx2::Avx2<true>,
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+);
 #[cfg(target_arch = "x86_64")]
 shells!(
     avx512,
     Isa::Avx512,
-    crate::isa::avx512::Avx512<false>,
+    crate::isa::avx512::Avx512<false, false>,
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+);
+#[cfg(target_arch = "x86_64")]
+shells!(
+    avx512_vnni,
+    Isa::Avx512Vnni,
+    crate::isa::avx512::Avx512<false, true>,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 );
 #[cfg(target_arch = "x86_64")]
 shells!(
     avx512_dot,
     Isa::Avx512Dot,
-    crate::isa::avx512::Avx512<true>,
+    crate::isa::avx512::Avx512<true, true>,
     #[target_feature(
         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
     )]
 );
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::*;
+    use crate::isa::amx::Hardware;
+    use crate::ops::attention::amx as attend;
+    use crate::ops::gemm::amx as product;
+
+    /// # Safety
+    /// The CPU has the features, and tiles; see the kernel.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+    unsafe fn gemm(arguments: &mut Gemm<'_>) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            match arguments.linear.format() {
+                Format::F32 => (avx512_dot::TABLE.gemm)(arguments),
+                Format::Bf16 | Format::Int8 => product::gemm::<Hardware>(arguments),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`gemm`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+    unsafe fn attention(arguments: &mut Attention<'_>) {
+        // SAFETY: the caller's guarantees are passed on; the scratch that tiles ask for is what
+        // vectors ask for where they take over.
+        unsafe {
+            match attend::suits(arguments.rows.format(), arguments.shape.head_dim) {
+                true => attend::attention::<Hardware>(arguments),
+                false => (avx512_dot::TABLE.attention)(arguments),
+            }
+        }
+    }
+
+    fn pack(format: Format, shape: LinearShape, weight: &[f32], bias: Option<&[f32]>) -> Linear {
+        Linear::pack::<crate::isa::avx512::Avx512<true, true>>(
+            Isa::Amx,
+            format,
+            shape,
+            weight,
+            bias,
+        )
+    }
+
+    /// Everything but products of narrow numbers is that of the vectors below.
+    pub(super) static TABLE: Table = Table {
+        isa: Isa::Amx,
+        pack,
+        attention_scratch: attend::scratch,
+        gemm,
+        attention,
+        ..avx512_dot::TABLE
+    };
+}
 #[cfg(target_arch = "aarch64")]
 shells!(neon, Isa::Neon, crate::isa::neon::Neon<false>, #[target_feature(enable = "neon")]);
 #[cfg(target_arch = "aarch64")]
@@ -167,9 +235,15 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Dot => &avx2_dot::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &avx512_vnni::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Dot => &avx512_dot::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &amx::TABLE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::TABLE,
             #[cfg(target_arch = "aarch64")]

@@ -6,6 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::amx;
+
 /// What is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Multiply {
@@ -49,6 +52,8 @@ fn loop_for(what: Multiply) -> Option<Loop> {
         Multiply::F32 if narrow && is_x86_feature_detected!("avx2") => {
             Some((x86::f32_narrow, 2 * 8))
         }
+        Multiply::Bf16 if amx::available() => Some((x86::bf16_tiles, 2 * 16 * 16 * 32)),
+        Multiply::Int8 if amx::available() => Some((x86::int8_tiles, 2 * 16 * 16 * 64)),
         Multiply::Bf16 if wide && is_x86_feature_detected!("avx512bf16") => {
             Some((x86::bf16, 2 * 32))
         }
@@ -88,7 +93,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use super::{ROUNDS, SUMS};
+    use super::{ROUNDS, SUMS, amx};
 
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn f32_wide() {
@@ -108,6 +113,16 @@ mod x86 {
         let (a, b) =
             black_box((_mm512_cvtne2ps_pbh(halves, halves), _mm512_cvtne2ps_pbh(halves, halves)));
         rounds!(_mm512_setzero_ps(), |sum| _mm512_dpbf16_ps(sum, a, b));
+    }
+
+    pub(super) unsafe fn bf16_tiles() {
+        // SAFETY: the caller guarantees tiles.
+        unsafe { amx::multiply::<false>(ROUNDS * SUMS) }
+    }
+
+    pub(super) unsafe fn int8_tiles() {
+        // SAFETY: as above.
+        unsafe { amx::multiply::<true>(ROUNDS * SUMS) }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

@@ -17,6 +17,8 @@ use std::thread::{self, JoinHandle, Thread};
 const LOOKS: usize = 2_000;
 /// Times that a helper lets others run before it sleeps: about as long as a short text takes.
 const YIELDS: usize = 50;
+/// Looks within which a helper that looks out, and is not kept from it, shows that it does.
+const BEATS: usize = 16;
 
 /// A call's work: the member's number tells its part.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -61,6 +63,28 @@ struct Bell {
     calls: AtomicUsize,
     /// Whether it has to be woken.
     asleep: AtomicBool,
+    /// Asks it to look out for a call, though there is none yet.
+    roused: AtomicBool,
+    /// Counts its looks.
+    beats: AtomicUsize,
+}
+
+impl Bell {
+    /// The helper has looked.
+    fn beat(&self) {
+        // Only the helper writes.
+        let beats = self.beats.load(Ordering::Relaxed).wrapping_add(1);
+        self.beats.store(beats, Ordering::Relaxed);
+    }
+
+    /// Whether the helper is looking.
+    fn beats(&self) -> bool {
+        let before = self.beats.load(Ordering::Relaxed);
+        (0..BEATS).any(|_| {
+            spin_loop();
+            self.beats.load(Ordering::Relaxed) != before
+        })
+    }
 }
 
 impl std::fmt::Debug for Team {
@@ -84,6 +108,25 @@ impl Team {
     /// The most members that a call can have.
     pub fn members(&self) -> usize {
         self.members
+    }
+
+    /// Whether the helpers of a call with so many members look out for one this very moment, so
+    /// that it begins at once.
+    pub fn looks_out(&self, members: usize) -> bool {
+        let helpers = self.helpers.get().map_or(&[][..], |helpers| helpers);
+        let helpers = members.checked_sub(1).and_then(|count| helpers.get(..count));
+        helpers.is_some_and(|helpers| helpers.iter().all(|helper| helper.bell.beats()))
+    }
+
+    /// Has the helpers of a call with so many members look out for one soon.
+    pub fn rouse(&self, members: usize) {
+        let helpers = self.helpers.get_or_init(|| self.start());
+        for helper in helpers.iter().take(members.saturating_sub(1)) {
+            if helper.bell.asleep.load(Ordering::SeqCst) {
+                helper.bell.roused.store(true, Ordering::SeqCst);
+                helper.thread.unpark();
+            }
+        }
     }
 
     /// Runs `work(0)` on this thread and `work(1)` to `work(members - 1)` on helpers, all at the
@@ -159,13 +202,20 @@ fn help(state: &State, bell: &Bell, index: usize) {
     loop {
         let news =
             || bell.calls.load(Ordering::SeqCst) != seen || state.quit.load(Ordering::SeqCst);
-        if !look_out(news) {
+        let looks = || {
+            bell.beat();
+            news()
+        };
+        if !look_out(looks) {
             bell.asleep.store(true, Ordering::SeqCst);
             // Looked at again behind the flag: a leader that missed it has counted before.
-            while !news() {
+            while !news() && !bell.roused.swap(false, Ordering::SeqCst) {
                 thread::park();
             }
             bell.asleep.store(false, Ordering::SeqCst);
+            if !news() {
+                continue;
+            }
         }
         if state.quit.load(Ordering::SeqCst) {
             return;
@@ -281,6 +331,22 @@ mod tests {
             assert_eq!(counts, std::array::from_fn(|index| if index < members { 5 } else { 0 }));
         }
         assert!(!team.try_run(4, &|_| {}));
+    }
+
+    #[test]
+    fn roused_helpers_look_out_and_sleep_again() {
+        let team = Team::new(2);
+        assert!(!team.looks_out(2), "no helper has started");
+        for _ in 0..2 {
+            // Whoever has just fallen asleep may miss it.
+            wait_until(|| {
+                team.rouse(2);
+                team.looks_out(2)
+            });
+            assert!(!team.looks_out(3), "there is one helper");
+            assert!(team.try_run(2, &|_| {}));
+            wait_until(|| !team.looks_out(2));
+        }
     }
 
     #[test]

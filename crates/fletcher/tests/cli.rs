@@ -173,7 +173,7 @@ fn bad_usage_and_missing_files() {
         (&["embed", "--dimensions", "129", "x"], &["dimensions", "128"]),
         (&["embed", "--threads", "0", "x"], &["--threads"]),
         (&["embed", "--device", "gpu", "x"], &["`gpu` is not a device", "cuda", "cpu"]),
-        (&["embed", "--device", "cuda:99", "x"], &["cuda:99 cannot be used", "fletcher info"]),
+        (&["embed", "--device", "cuda:63", "x"], &["cuda:63 cannot be used", "fletcher info"]),
     ];
     for (args, expected) in cases {
         check(&fletcher(args), 2, expected);

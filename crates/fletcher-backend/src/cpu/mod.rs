@@ -41,6 +41,8 @@ pub struct Cpu {
     team: Arc<Team>,
     /// Whether a text is shared however little there is to do for it.
     shares_small: bool,
+    /// How fast texts that are alone follow each other.
+    pace: Arc<split::Pace>,
     /// Batches on their way through the encoder.
     active: Arc<AtomicUsize>,
 }
@@ -58,8 +60,9 @@ impl Cpu {
     pub fn with_kernels(kernels: Kernels, threads: usize) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { allowed() } else { threads };
-        let (team, active) = (Arc::new(Team::new(threads.min(split::MEMBERS_MAX))), Arc::default());
-        Self { kernels, format: Format::F32, threads, team, shares_small: false, active }
+        let team = Arc::new(Team::new(threads.min(split::MEMBERS_MAX)));
+        let (pace, active) = Default::default();
+        Self { kernels, format: Format::F32, threads, team, shares_small: false, pace, active }
     }
 
     /// The same in another number format. `auto` is f32: the CPU never trades a vector's digits for

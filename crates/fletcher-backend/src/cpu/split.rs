@@ -7,8 +7,9 @@
 //! split.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use fletcher_core::backend::{
     AttentionOp, Backend, BackendError, Epilogue, LinearOp, NormOp, Slot,
@@ -30,6 +31,53 @@ fn least_work(format: Format) -> f64 {
         Format::F32 => 15e6,
         Format::Bf16 => 30e6,
         Format::Int8 => 60e6,
+    }
+}
+
+/// Helpers that look out are not waited for: a fraction of that work is worth sharing with them.
+const LEAST_WORK_AWAKE: f64 = 1.0 / 8.0;
+/// Texts that come this soon behind each other are worth a helper's looking out for the next one.
+const CLOSE: Duration = Duration::from_micros(500);
+
+/// But this often at most: on a busy machine it finds no core to do it on.
+const ROUSE_EVERY: Duration = Duration::from_millis(10);
+
+/// How fast texts that are alone follow each other; times are microseconds since the start.
+#[derive(Debug)]
+pub(super) struct Pace {
+    start: Instant,
+    /// When the last text was done.
+    last_us: AtomicU64,
+    /// When helpers may be roused again.
+    rouse_us: AtomicU64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { start: Instant::now(), last_us: AtomicU64::new(0), rouse_us: AtomicU64::new(0) }
+    }
+}
+
+impl Pace {
+    fn now_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+
+    fn done(&self) {
+        self.last_us.store(self.now_us(), Ordering::Relaxed);
+    }
+
+    /// Whether helpers should look out for the next text; not true again for a while.
+    fn rouses(&self) -> bool {
+        let now = self.now_us();
+        let since = now.saturating_sub(self.last_us.load(Ordering::Relaxed));
+        let rouses =
+            since < CLOSE.as_micros() as u64 && now >= self.rouse_us.load(Ordering::Relaxed);
+        if rouses {
+            let next = now + ROUSE_EVERY.as_micros() as u64;
+            self.rouse_us.store(next, Ordering::Relaxed);
+        }
+        rouses
     }
 }
 
@@ -55,8 +103,7 @@ impl Cpu {
     ) -> Result<(), BackendError> {
         let others = self.active.fetch_add(1, Ordering::Relaxed);
         let members = self.team.members().min(batch.tokens() / MEMBER_TOKENS);
-        let worth =
-            || self.shares_small || model.spec.flops(batch.tokens()) >= least_work(self.format);
+        let worth = || self.is_worth_sharing(model.spec.flops(batch.tokens()), members);
         let shared = match batch.rows() == 1 && members > 1 && others == 0 && worth() {
             true => self.encode_shared(arena, model, batch, members),
             false => Ok(false),
@@ -66,8 +113,29 @@ impl Cpu {
             Ok(false) => self.encode_alone(arena, model, batch),
             Err(error) => Err(error),
         };
+        if batch.rows() == 1 {
+            self.pace.done();
+        }
         self.active.fetch_sub(1, Ordering::Relaxed);
         result
+    }
+
+    /// Whether a text of so many operations is done sooner by the team. One that is too small to
+    /// wake the helpers for is shared while they look out, which they are made to when texts come
+    /// one right behind the other.
+    fn is_worth_sharing(&self, operations: f64, members: usize) -> bool {
+        let least = least_work(self.format);
+        if self.shares_small || operations >= least {
+            return true;
+        }
+        if operations < least * LEAST_WORK_AWAKE {
+            return false;
+        }
+        let looks_out = self.team.looks_out(members);
+        if !looks_out && self.pace.rouses() {
+            self.team.rouse(members);
+        }
+        looks_out
     }
 
     fn encode_alone(

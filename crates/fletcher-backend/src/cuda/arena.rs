@@ -1,6 +1,7 @@
 //! One worker's stream, activations and page-locked buffers, allocated once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::pack::PackedBatch;
@@ -16,7 +17,7 @@ const HEADER_WORDS: usize = 12;
 /// Queries of an item of attention's work.
 const ITEM_QUERIES: usize = 64;
 /// Most bytes of results that come back in one piece.
-const OUTPUT_BYTES: usize = 32 << 20;
+const OUTPUT_BYTES: usize = 8 << 20;
 
 /// The activation slots of one worker.
 #[derive(Debug)]
@@ -38,10 +39,14 @@ pub struct Arena {
     pub(super) staging: Pinned,
     /// Results on their way back.
     pub(super) output: Pinned,
+    /// The same on the card, for results that are too large for kernels to write to the host.
+    pub(super) pooled: DeviceBuffer,
     /// Values that fit into `output`.
     pub(super) output_values: usize,
     /// A batch that the small encoder's kernel will run when it is known what is wanted of it.
     pub(super) pending: Option<Pending>,
+    /// The current batch's share of what the card has to do.
+    pub(super) load: Option<Load>,
     max_tokens: usize,
 }
 
@@ -92,7 +97,9 @@ impl Arena {
             batch: device.allocate(4 * words, "a worker's batch")?,
             staging: device.allocate_pinned(4 * words)?,
             output: device.allocate_pinned(4 * rows * spec.hidden)?,
+            pooled: device.allocate(4 * rows * spec.hidden, "a worker's vectors")?,
             output_values: rows * spec.hidden,
+            load: None,
             pending: None,
             max_tokens,
         })
@@ -162,6 +169,31 @@ impl Arena {
         }
         // SAFETY: the staging buffer is not touched before the wait at the next batch.
         unsafe { self.stream.upload(&self.batch, &self.staging, 4 * item) }
+    }
+}
+
+/// Tokens that are being encoded, by all arenas together.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Loads(Arc<AtomicUsize>);
+
+/// A batch's share of [`Loads`], until it is dropped.
+#[derive(Debug)]
+pub(super) struct Load {
+    all: Loads,
+    tokens: usize,
+}
+
+impl Loads {
+    /// Adds a batch; also tells all tokens, those of the batch among them.
+    pub(super) fn add(&self, tokens: usize) -> (Load, usize) {
+        let before = self.0.fetch_add(tokens, Ordering::Relaxed);
+        (Load { all: self.clone(), tokens }, before + tokens)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.all.0.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }
 

@@ -266,8 +266,13 @@ impl Device {
         Ok(Stream { handle: stream, device: self.clone() })
     }
 
-    /// Loads a bundle of cubins; the driver takes the one that fits the card.
-    pub(super) fn load(self: &Arc<Self>, bundle: &[u8]) -> Result<Module, BackendError> {
+    /// Loads a bundle of cubins; the driver takes the one that fits the card. `start` says when its
+    /// kernels may begin.
+    pub(super) fn load(
+        self: &Arc<Self>,
+        bundle: &[u8],
+        start: Start,
+    ) -> Result<Module, BackendError> {
         self.enter()?;
         let mut module = ptr::null_mut();
         // SAFETY: a bundle tells its own length; ours are whole, by the test of their hashes.
@@ -278,7 +283,9 @@ impl Device {
             }
             code => {
                 self.check(code)?;
-                Ok(Module { handle: module, device: self.clone() })
+                // Only cards since 9.0 know how to wait in a kernel.
+                let early = start == Start::Early && self.limits.capability.0 >= 9;
+                Ok(Module { handle: module, early, device: self.clone() })
             }
         }
     }
@@ -289,6 +296,16 @@ impl Drop for Device {
         // SAFETY: retained in `open`. A failure here has nobody to tell and nothing to undo.
         unsafe { cu::cuDevicePrimaryCtxRelease_v2(self.handle) };
     }
+}
+
+/// When a kernel begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// When the work before it in its stream is done.
+    InTurn,
+    /// When all blocks of the kernel before it have begun or ended: it waits for the rest itself
+    /// (`wait_for_previous` in the kernels), so that launches and first instructions cost no time.
+    Early,
 }
 
 /// How the copy engine finds a tile of a matrix: an opaque parameter of kernels.
@@ -472,25 +489,27 @@ impl Stream {
             return Ok(());
         }
         let mut parameters = [ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
-        let (x, y) = (grid.blocks.0 as u32, grid.blocks.1 as u32);
-        let (threads, shared) = (grid.threads as u32, grid.shared_bytes as u32);
-        // SAFETY: the driver copies the parameter; the rest is the caller's.
+        let mut early = cu::CUlaunchAttribute {
+            id: cu::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            // SAFETY: plain data, for which zeros are a value.
+            ..unsafe { std::mem::zeroed() }
+        };
+        early.value.programmaticStreamSerializationAllowed = 1;
+        let launch = cu::CUlaunchConfig {
+            gridDimX: grid.blocks.0 as u32,
+            gridDimY: grid.blocks.1 as u32,
+            gridDimZ: 1,
+            blockDimX: grid.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes as u32,
+            hStream: self.handle,
+            attrs: &mut early,
+            numAttrs: u32::from(kernel.early),
+        };
+        // SAFETY: the driver copies attribute and parameter; the rest is the caller's.
         let code = unsafe {
-            let (parameters, none) = (parameters.as_mut_ptr(), ptr::null_mut());
-            let stream = self.handle;
-            cu::cuLaunchKernel(
-                kernel.handle,
-                x,
-                y,
-                1,
-                threads,
-                1,
-                1,
-                shared,
-                stream,
-                parameters,
-                none,
-            )
+            cu::cuLaunchKernelEx(&launch, kernel.handle, parameters.as_mut_ptr(), ptr::null_mut())
         };
         self.device.check(code)
     }
@@ -509,6 +528,23 @@ impl Stream {
         // SAFETY: the ranges lie in their buffers; the rest is the caller's.
         let code =
             unsafe { cu::cuMemcpyHtoDAsync_v2(to.address, from.host.cast(), bytes, self.handle) };
+        self.device.check(code)
+    }
+
+    /// Queues a copy of the first `bytes` of a buffer to host memory.
+    ///
+    /// # Safety
+    /// `to` is not touched until the stream has been waited for, and both live until then.
+    pub(super) unsafe fn download(
+        &self,
+        to: &Pinned,
+        from: &DeviceBuffer,
+        bytes: usize,
+    ) -> Result<(), BackendError> {
+        assert!(bytes <= to.bytes && bytes <= from.bytes, "the copy leaves a buffer");
+        // SAFETY: the ranges lie in their buffers; the rest is the caller's.
+        let code =
+            unsafe { cu::cuMemcpyDtoHAsync_v2(to.host.cast(), from.address, bytes, self.handle) };
         self.device.check(code)
     }
 
@@ -535,6 +571,7 @@ impl Drop for Stream {
 #[derive(Debug)]
 pub(super) struct Module {
     handle: cu::CUmodule,
+    early: bool,
     device: Arc<Device>,
 }
 
@@ -542,6 +579,7 @@ pub(super) struct Module {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
     handle: cu::CUfunction,
+    early: bool,
 }
 
 // SAFETY: handles of loaded code may be used from any thread.
@@ -567,7 +605,7 @@ impl Module {
         // SAFETY: a live function; the driver refuses what the card does not have.
         let code = unsafe { cu::cuFuncSetAttribute(handle, attribute, shared_bytes as i32) };
         check(code).map_err(|why| self.device.error(format!("kernel {name}: {why}")))?;
-        Ok(Kernel { handle })
+        Ok(Kernel { handle, early: self.early })
     }
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use fletcher_core::backend::BackendError;
 
-use super::device::{Device, Kernel, Module, TensorMap};
+use super::device::{Device, Kernel, Module, Start, TensorMap};
 
 /// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
 const GENERAL: &[u8] = include_bytes!("kernels/general.fatbin");
 const FUSED: &[u8] = include_bytes!("kernels/fused.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
+const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
 pub(super) const TILE: usize = 128;
@@ -64,8 +65,29 @@ pub(super) struct Kernels {
     pub(super) arrange: Kernel,
     /// In the order of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
     pub(super) hopper: Option<[HopperLinear; HOPPER_TILES.len()]>,
+    /// On Hopper, in the 16-bit formats.
+    pub(super) rowwise: Option<Rowwise>,
     _modules: Vec<Module>,
 }
+
+/// A linear layer with residual sum and norm, for states [`ROWWISE_WIDTH`] wide or twice that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rowwise {
+    /// By blocks that share a row, from one.
+    pub(super) norm: [Kernel; 2],
+    /// With a second linear layer behind it.
+    pub(super) store: Kernel,
+    /// The same, whose second layer applies GELU.
+    pub(super) gelu: Kernel,
+}
+
+/// Columns of the state in a block of a `rowwise` kernel.
+pub(super) const ROWWISE_WIDTH: usize = 384;
+/// Most columns of a `rowwise` kernel's second layer.
+pub(super) const ROWWISE_COLUMNS_MAX: usize = 2048;
+/// Shared memory of such a block: 13 tiles and the parameters.
+pub(super) const ROWWISE_SHARED: usize =
+    13 * TILE * 128 + 4 * (3 * ROWWISE_WIDTH + ROWWISE_COLUMNS_MAX);
 
 /// The linear layer with tiles of one width.
 #[derive(Debug, Clone, Copy)]
@@ -97,17 +119,19 @@ pub(super) enum Way {
 /// Widths that tensor maps of weights are made for.
 pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
 /// The variants of the linear layer for Hopper.
-pub(super) const HOPPER_TILES: [HopperTile; 5] = [
+pub(super) const HOPPER_TILES: [HopperTile; 6] = [
     HopperTile { width: 64, way: Way::Shared, stages: 8 },
     HopperTile { width: 128, way: Way::Shared, stages: 6 },
     HopperTile { width: 192, way: Way::Shared, stages: 5 },
     HopperTile { width: 256, way: Way::Shared, stages: 4 },
     HopperTile { width: 128, way: Way::Turns, stages: 6 },
+    HopperTile { width: 192, way: Way::Turns, stages: 5 },
 ];
 
 impl Kernels {
     pub(super) fn load(device: &Arc<Device>, format: Format) -> Result<Self, BackendError> {
-        let (general, small) = (device.load(GENERAL)?, device.load(FUSED)?);
+        let general = device.load(GENERAL, Start::Early)?;
+        let small = device.load(FUSED, Start::InTurn)?;
         let kernel =
             |name: &str, shared| general.kernel(&format!("{name}_{}", format.name()), shared);
         let tiled = |dim: usize| {
@@ -131,7 +155,7 @@ impl Kernels {
         let mut modules = Vec::new();
         let hopper = match sixteen_bits && device.limits().capability.0 == 9 {
             true => {
-                let module = device.load(HOPPER)?;
+                let module = device.load(HOPPER, Start::Early)?;
                 let one = |tile: HopperTile| {
                     // Stages of both operands, and 16 padded rows of 64 columns for each warp.
                     let shared_bytes = tile.stages * (TILE + tile.width) * 128 + 8 * 16 * 144;
@@ -151,12 +175,28 @@ impl Kernels {
                         shared_bytes,
                     })
                 };
-                let [a, b, c, d, e] = HOPPER_TILES;
-                let kernels = [one(a)?, one(b)?, one(c)?, one(d)?, one(e)?];
+                let [a, b, c, d, e, f] = HOPPER_TILES;
+                let kernels = [one(a)?, one(b)?, one(c)?, one(d)?, one(e)?, one(f)?];
                 modules.push(module);
                 Some(kernels)
             }
             false => None,
+        };
+        let rowwise = match hopper {
+            Some(_) => {
+                let module = device.load(ROWWISE, Start::Early)?;
+                let kernel = |what: &str| {
+                    module.kernel(&format!("rowwise_{what}_{}", format.name()), ROWWISE_SHARED)
+                };
+                let found = Rowwise {
+                    norm: [kernel("norm1")?, kernel("norm2")?],
+                    store: kernel("store1")?,
+                    gelu: kernel("gelu1")?,
+                };
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
         };
         Ok(Self {
             embed: kernel("embed", 0)?,
@@ -177,6 +217,7 @@ impl Kernels {
             fused,
             arrange: small.kernel("arrange", 0)?,
             hopper,
+            rowwise,
             _modules: {
                 modules.extend([general, small]);
                 modules
@@ -185,9 +226,20 @@ impl Kernels {
     }
 }
 
-/// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows.
+/// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows,
+/// twice unless heads are wide.
 pub(super) fn tiled_shared(dim: usize) -> usize {
-    3 * 64 * (2 * dim + 16)
+    let stages = if dim == 128 { 1 } else { 2 };
+    stages * 3 * 64 * (2 * dim + 16)
+}
+
+/// Blocks of `attention_tiled` that share a multiprocessor, by the kernels' launch bounds.
+pub(super) fn tiled_blocks(dim: usize) -> usize {
+    match dim {
+        32 => 5,
+        64 => 4,
+        _ => 2,
+    }
 }
 
 /// How the shared memory of a block of `fused` is spent.
@@ -221,9 +273,7 @@ macro_rules! arguments {
 
 arguments! {
     /// `EmbedArgs`.
-    EmbedArguments {
-        word: u64, position: u64, token_type: u64, out: u64, batch: u64, width: i32, stride: i32,
-    }
+    EmbedArguments { word: u64, position: u64, token_type: u64, norm: NormArguments, }
     /// `NormArgs`.
     NormArguments {
         input: u64, out: u64, scale: u64, bias: u64, batch: u64, width: i32, stride: i32, eps: f32,
@@ -237,6 +287,13 @@ arguments! {
     HopperArguments {
         x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64,
         rows: i32, k: i32, columns: i32, stride: i32,
+    }
+    /// `RowwiseArgs`.
+    RowwiseArguments {
+        x: TensorMap, state: TensorMap, first: TensorMap, second: TensorMap,
+        first_bias: u64, scale: u64, shift: u64, second_bias: u64,
+        hidden: u64, out: u64, batch: u64,
+        k: i32, columns: i32, eps: f32,
     }
     /// `RotaryArgs`.
     RotaryArguments { qkv: u64, cos_sin: u64, batch: u64, heads: i32, half: i32, stride: i32, }

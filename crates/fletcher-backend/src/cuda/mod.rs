@@ -15,6 +15,7 @@ mod arena;
 mod device;
 mod kernels;
 mod ops;
+mod rowwise;
 mod small;
 
 pub use arena::Arena;
@@ -42,6 +43,9 @@ pub struct CudaOptions {
     pub groups: usize,
     /// The variant of the linear layer on Hopper, for measurements; the cost model's by default.
     pub tile: Option<usize>,
+    /// Whether layers go by the kernels that keep whole rows, for measurements; what the card has
+    /// to do says by default.
+    pub rowwise: Option<bool>,
 }
 
 /// The NVIDIA backend.
@@ -52,6 +56,8 @@ pub struct Cuda {
     format: Format,
     groups: usize,
     tile: Option<usize>,
+    rowwise: Option<bool>,
+    loads: arena::Loads,
     workers: usize,
     cores: usize,
 }
@@ -82,8 +88,9 @@ impl Cuda {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = cores.clamp(2, WORKERS_MAX);
         let cores = cores.max(workers);
-        let CudaOptions { groups, tile, .. } = options;
-        Ok(Self { kernels, device, format, groups, tile, workers, cores })
+        let CudaOptions { groups, tile, rowwise, .. } = options;
+        let loads = arena::Loads::default();
+        Ok(Self { kernels, device, format, groups, tile, rowwise, loads, workers, cores })
     }
 
     /// How many cards the driver has.

@@ -2,7 +2,7 @@
 
 use fletcher_core::backend::{
     AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, Epilogue, LinearOp,
-    LinearSource, NormOp, PoolOp, Pooling, Slot, encode_layers,
+    LinearSource, NormOp, PoolOp, Pooling, Slot,
 };
 use fletcher_core::encoder::EncoderWeights;
 use fletcher_core::pack::PackedBatch;
@@ -14,30 +14,42 @@ use super::device::{DeviceBuffer, Grid, Matrix};
 use super::kernels::{
     AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
     HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
-    RotaryArguments, TILE, Way, WidenArguments, tiled_shared,
+    RotaryArguments, TILE, Way, WidenArguments, tiled_blocks, tiled_shared,
 };
-use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, small, stride};
+use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, rowwise, small, stride};
 
-/// Tokens of a block: enough for every multiprocessor to have several tiles of each product, few
-/// enough that a block's activations mostly stay in the L2 cache from one operation to the next.
+/// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
+/// few enough that a block's activations mostly stay in the L2 cache from one operation to the
+/// next.
 const BLOCK_TOKENS: usize = 16_384;
 /// A block below this would leave multiprocessors idle.
 const BLOCK_TOKENS_MIN: usize = 1024;
 /// Dividing less than this between arenas costs more in narrow products than it saves in time.
 const SMALLEST_BLOCK_TOKENS: usize = 16_384;
 
-/// What the epilogue of a tile of Hopper's linear layer costs, in steps of its products, and what
-/// it costs beside another tile's products. Fitted to the times of every variant on the shapes of
-/// MiniLM and BERT base at 2,048 to 65,536 tokens: the choice is within 4 % of the best of them.
+/// What a step of the products of Hopper's linear layer costs beside its width, in columns: shared
+/// memory's bandwidth is what limits it, and a tile of x takes its share whatever the width.
+const STEP_COLUMNS: usize = 85;
+/// What the epilogue of a tile costs where both warpgroups share it, where one makes it alone, and
+/// where that happens beside the other's products; in steps of 5/3 of the tile's width. Fitted to
+/// the times of every variant on the shapes of MiniLM and BERT base at 2,048 to 65,536 tokens.
 const EPILOGUE_STEPS: usize = 5;
+const EPILOGUE_STEPS_ALONE: usize = 6;
 const EPILOGUE_STEPS_BESIDE: usize = 3;
+
+/// Most batches in flight by the kernels that keep whole rows: of 32 sequences of 64 tokens each,
+/// 16 blocks, so many fill the card.
+const ROWWISE_ARENAS_MAX: usize = 16;
+/// Up to so many bytes of vectors are written to the host's memory by the kernel that makes them: a
+/// copy would take longer to begin. Multiprocessors wait for the bus when they write more.
+const OUTPUT_BYTES_WRITTEN: usize = 1 << 17;
 
 /// Blocks of a warp per token.
 fn by_warp(tokens: usize) -> Grid {
     Grid { blocks: (tokens.div_ceil(4), 1), threads: 128, shared_bytes: 0 }
 }
 
-fn address(buffer: &Option<DeviceBuffer>) -> u64 {
+pub(super) fn address(buffer: &Option<DeviceBuffer>) -> u64 {
     buffer.as_ref().map_or(0, DeviceBuffer::address)
 }
 
@@ -79,11 +91,14 @@ impl Cuda {
         let steps = op.weight.cols.div_ceil(64);
         let cost = |&at: &usize| {
             let HopperTile { width, way, .. } = HOPPER_TILES[at];
-            let epilogue = match way {
-                Way::Shared => EPILOGUE_STEPS,
-                Way::Turns => EPILOGUE_STEPS_BESIDE,
+            let rounds = tiles(width).div_ceil(multiprocessors);
+            let epilogues = match way {
+                Way::Shared => rounds * EPILOGUE_STEPS,
+                Way::Turns => {
+                    rounds.saturating_sub(1) * EPILOGUE_STEPS_BESIDE + EPILOGUE_STEPS_ALONE
+                }
             };
-            tiles(width).div_ceil(multiprocessors) * width * (steps + epilogue)
+            rounds * (width + STEP_COLUMNS) * steps + width * epilogues * 5 / 3
         };
         let wanted = |at: &usize| self.tile.is_none_or(|only| only == *at);
         let at = (0..HOPPER_TILES.len()).filter(wanted).min_by_key(cost)?;
@@ -115,6 +130,39 @@ impl Cuda {
     }
 }
 
+impl Cuda {
+    /// Embeds, and normalises the sums in the same kernel.
+    fn embed_normed(
+        &self,
+        arena: &mut Arena,
+        embedding: &Embedding,
+        norm: Option<&Norm>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self.device.enter()?;
+        arena.pending = None;
+        arena.stage(batch, embedding.position_offset)?;
+        let arguments = EmbedArguments {
+            word: embedding.word.address(),
+            position: address(&embedding.position),
+            token_type: address(&embedding.token_type),
+            norm: NormArguments {
+                input: arena.slot(Slot::Hidden),
+                out: arena.slot(Slot::Hidden),
+                scale: norm.map_or(0, |norm| norm.scale.address()),
+                bias: norm.map_or(0, |norm| address(&norm.bias)),
+                batch: arena.batch.address(),
+                width: arena.spec.hidden as i32,
+                stride: arena.stride(Slot::Hidden) as i32,
+                eps: norm.map_or(0.0, |norm| norm.eps),
+            },
+        };
+        // SAFETY: `EmbedArgs`; the slot has a row per token, ids and positions are checked by the
+        // embedder, and weights and arena outlive the wait that ends every batch.
+        unsafe { arena.stream.launch(&self.kernels.embed, by_warp(arena.tokens), &arguments) }
+    }
+}
+
 impl Backend for Cuda {
     type Linear = Linear;
     type Norm = Norm;
@@ -133,7 +181,10 @@ impl Backend for Cuda {
     }
 
     fn preferred_tokens(&self, spec: &EncoderSpec) -> usize {
-        let wanted = small::preferred_tokens(self, spec).unwrap_or(BLOCK_TOKENS);
+        // Whole rounds of tiles of rows.
+        let round = self.device.limits().multiprocessors * TILE;
+        let rounds = (BLOCK_TOKENS / round).max(1) * round;
+        let wanted = small::preferred_tokens(self, spec).unwrap_or(rounds);
         // Half of what is free: the weights are not there yet when the arenas are planned.
         let free = self.device.memory_free().unwrap_or(0) / 2;
         let fitting = free / (self.arenas(spec) * Arena::bytes_per_token(spec, self.format));
@@ -144,12 +195,13 @@ impl Backend for Cuda {
         self.workers
     }
 
-    /// A small encoder's batches are a few blocks each, and many fill the card. The others'
-    /// operations fill it alone: a second arena hides the host's part, and more would only share
-    /// the L2 cache.
+    /// A small encoder's batches are a few blocks each, and so are small batches by the kernels
+    /// that keep whole rows: many fill the card. The others' operations fill it alone: a second
+    /// arena hides the host's part, and more would only share the L2 cache.
     fn arenas(&self, spec: &EncoderSpec) -> usize {
         match small::preferred_tokens(self, spec) {
             Some(_) => self.workers,
+            None if rowwise::takes(self, spec) => self.cores.min(ROWWISE_ARENAS_MAX),
             None => self.workers.min(2),
         }
     }
@@ -176,15 +228,20 @@ impl Backend for Cuda {
         }
         let bytes = self.encode_values(&padded, "a weight matrix")?;
         let weight = self.upload(&bytes, "the weights")?;
-        let bias = match bias {
-            Some(bias) => {
-                // A tile may be wider than what is left of the matrix.
-                let padding = rows.next_multiple_of(256) - rows;
-                let values = (0..rows).map(|row| bias[from(row)]);
-                let values = values.chain(std::iter::repeat_n(0.0, padding));
+        // Hopper's kernels begin their sums with a bias, and their tiles may be wider than what is
+        // left of the matrix: by at most 768, a multiple of every width.
+        let hopper = self.kernels.hopper.is_some();
+        let padding = std::iter::repeat_n(0.0, rows.next_multiple_of(768) - rows);
+        let bias = match (bias, hopper) {
+            (Some(bias), _) => {
+                let values = (0..rows).map(|row| bias[from(row)]).chain(padding);
                 Some(self.upload_floats(values, "the weights")?)
             }
-            None => None,
+            (None, true) => {
+                let zeros = std::iter::repeat_n(0.0, rows).chain(padding);
+                Some(self.upload_floats(zeros, "the weights")?)
+            }
+            (None, false) => None,
         };
         let cols = stride(cols);
         let map = |tile_rows| {
@@ -264,21 +321,7 @@ impl Backend for Cuda {
         embedding: &Embedding,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        self.device.enter()?;
-        arena.pending = None;
-        arena.stage(batch, embedding.position_offset)?;
-        let arguments = EmbedArguments {
-            word: embedding.word.address(),
-            position: address(&embedding.position),
-            token_type: address(&embedding.token_type),
-            out: arena.slot(Slot::Hidden),
-            batch: arena.batch.address(),
-            width: arena.spec.hidden as i32,
-            stride: arena.stride(Slot::Hidden) as i32,
-        };
-        // SAFETY: `EmbedArgs`; the slot has a row per token, ids and positions are checked by the
-        // embedder, and weights and arena outlive the wait that ends every batch.
-        unsafe { arena.stream.launch(&self.kernels.embed, by_warp(arena.tokens), &arguments) }
+        self.embed_normed(arena, embedding, None, batch)
     }
 
     fn linear(&self, arena: &mut Arena, op: LinearOp<'_, Self>) -> Result<(), BackendError> {
@@ -380,11 +423,14 @@ impl Backend for Cuda {
         let tiled = self.kernels.attention_tiled.as_ref();
         let tiled = tiled.and_then(|all| all.iter().find(|(dim, _)| head_dim <= *dim));
         let (kernel, blocks, shared_bytes) = match tiled {
-            Some((dim, kernel)) => (kernel, arena.items, tiled_shared(*dim)),
+            Some((dim, kernel)) => {
+                let most = tiled_blocks(*dim) * self.device.limits().multiprocessors;
+                (kernel, ((arena.items * heads).min(most), 1), tiled_shared(*dim))
+            }
             // Sixteen blocks of four queries for each item.
-            None => (&self.kernels.attention_plain, 16 * arena.items, 0),
+            None => (&self.kernels.attention_plain, (16 * arena.items, heads), 0),
         };
-        let grid = Grid { blocks: (blocks, heads), threads: 128, shared_bytes };
+        let grid = Grid { blocks, threads: 128, shared_bytes };
         // SAFETY: `AttentionArgs`; the slots have the strides given, and the bias covers every
         // distance within the longest sequence.
         unsafe { arena.stream.launch(kernel, grid, &arguments) }
@@ -396,9 +442,22 @@ impl Backend for Cuda {
         model: &EncoderWeights<Self>,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        match small::stage(self, arena, model, batch)? {
-            true => Ok(()),
-            false => encode_layers(self, arena, model, batch),
+        let (load, tokens) = self.loads.add(batch.tokens());
+        arena.load = Some(load);
+        if small::stage(self, arena, model, batch)? {
+            return Ok(());
+        }
+        self.embed_normed(arena, &model.embedding, Some(&model.embedding_norm), batch)?;
+        if rowwise::encode(self, arena, model, batch, tokens)? {
+            return Ok(());
+        }
+        for layer in &model.layers {
+            self.layer(arena, model, layer, batch)?;
+        }
+        let (input, output) = (Slot::Hidden, Slot::Hidden);
+        match &model.final_norm {
+            Some(norm) => self.norm(arena, NormOp { norm, input, output }),
+            None => Ok(()),
         }
     }
 
@@ -414,13 +473,16 @@ impl Backend for Cuda {
         assert_eq!(vectors.len(), batch.rows() * d, "a vector per row");
         if arena.pending.is_some() {
             small::pool(self, arena, op)?;
+            arena.load = None;
             vectors.copy_from_slice(&arena.output.floats()[..vectors.len()]);
             return Ok(());
         }
+        let pieces = vectors.len().div_ceil(arena.output_values);
         for (piece, out) in vectors.chunks_mut(arena.output_values).enumerate() {
+            let copied = size_of_val(out) > OUTPUT_BYTES_WRITTEN;
             let arguments = PoolArguments {
                 hidden: arena.slot(Slot::Hidden),
-                vectors: arena.output.address(),
+                vectors: if copied { arena.pooled.address() } else { arena.output.address() },
                 batch: arena.batch.address(),
                 width: d as i32,
                 stride: arena.stride(Slot::Hidden) as i32,
@@ -432,7 +494,14 @@ impl Backend for Cuda {
             let grid = Grid { blocks, threads: 128, shared_bytes: 0 };
             // SAFETY: `PoolArgs`; the output has room for a piece's rows.
             unsafe { arena.stream.launch(&self.kernels.pool, grid, &arguments)? };
+            if copied {
+                // SAFETY: nobody touches the output before the wait.
+                unsafe { arena.stream.download(&arena.output, &arena.pooled, size_of_val(out))? };
+            }
             arena.stream.wait()?;
+            if piece + 1 == pieces {
+                arena.load = None;
+            }
             out.copy_from_slice(&arena.output.floats()[..out.len()]);
         }
         Ok(())

@@ -1,14 +1,18 @@
 //! 256-bit vectors with fused multiply-add.
+//!
+//! `Avx2<true>` also has AVX-VNNI; without it, dot products of bytes are composed of what AVX2 has,
+//! to the same sums.
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
+use crate::dispatch::{avx2, avx2_dot};
 use crate::number::Bf16;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256);
+pub(crate) struct Avx2<const DOT: bool>(__m256);
 
-impl Avx2 {
+impl<const DOT: bool> Avx2<DOT> {
     #[inline(always)]
     unsafe fn ints(self) -> __m256i {
         // SAFETY: the caller guarantees the instruction set.
@@ -52,14 +56,19 @@ unsafe fn mask(lanes: usize) -> __m256i {
 // SAFETY, for every block below: the trait's contract gives the instruction set and the bounds;
 // masked-off lanes are not accessed by the hardware.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
-impl Lanes for Avx2 {
+impl<const DOT: bool> Lanes for Avx2<DOT> {
     const WIDTH: usize = 8;
     // 12 sums, 2 vectors of the right operand and a broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: &K) {
-        unsafe { crate::dispatch::avx2::call(kernel) }
+        unsafe {
+            match DOT {
+                true => avx2_dot::call(kernel),
+                false => avx2::call(kernel),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
@@ -218,8 +227,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
         unsafe {
-            // Widened to 16 bits first: products of bytes summed in 16 bits would saturate.
             let (sum, a, b) = (self.ints(), a.ints(), b.ints());
+            if DOT {
+                return Self::from_ints(_mm256_dpbusd_avx_epi32(sum, a, b));
+            }
+            // Widened to 16 bits first: products of bytes summed in 16 bits would saturate.
             let a_even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
             let a_odd = _mm256_srli_epi16::<8>(a);
             let b_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));

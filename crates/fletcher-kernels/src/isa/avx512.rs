@@ -1,18 +1,18 @@
 //! 512-bit vectors with masks for the tails.
 //!
-//! `Avx512<true>` also has the BF16 and VNNI extensions; without them, dot products of bfloat16 and
-//! of bytes are composed of what AVX-512 BW has, to the same sums.
+//! `BF16` and `VNNI` say which of these extensions there are; without them, dot products of
+//! bfloat16 and of bytes are composed of what AVX-512 BW has, to the same sums.
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
-use crate::dispatch::{avx512, avx512_dot};
+use crate::dispatch::{avx512, avx512_dot, avx512_vnni};
 use crate::number::Bf16;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const DOT: bool>(__m512);
+pub(crate) struct Avx512<const BF16: bool, const VNNI: bool>(__m512);
 
-impl<const DOT: bool> Avx512<DOT> {
+impl<const BF16: bool, const VNNI: bool> Avx512<BF16, VNNI> {
     #[inline(always)]
     unsafe fn ints(self) -> __m512i {
         // SAFETY: the caller guarantees the instruction set.
@@ -30,7 +30,7 @@ impl<const DOT: bool> Avx512<DOT> {
     unsafe fn round_bf16(self) -> __m256i {
         // SAFETY: the caller guarantees the instruction set; both types are 32 plain bytes.
         unsafe {
-            if DOT {
+            if BF16 {
                 return std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0));
             }
             let bits = self.ints();
@@ -54,7 +54,7 @@ fn mask(lanes: usize) -> __mmask16 {
 // SAFETY, for every block below: the trait's contract gives the instruction set and the bounds;
 // masked-off lanes are not accessed by the hardware.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one argument for all, above")]
-impl<const DOT: bool> Lanes for Avx512<DOT> {
+impl<const BF16: bool, const VNNI: bool> Lanes for Avx512<BF16, VNNI> {
     const WIDTH: usize = 16;
     // 28 sums, 2 vectors of the right operand and a broadcast: 31 of 32 registers.
     const TILE_ROWS: usize = 14;
@@ -62,9 +62,10 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: &K) {
         unsafe {
-            match DOT {
-                true => avx512_dot::call(kernel),
-                false => avx512::call(kernel),
+            match (BF16, VNNI) {
+                (true, _) => avx512_dot::call(kernel),
+                (false, true) => avx512_vnni::call(kernel),
+                (false, false) => avx512::call(kernel),
             }
         }
     }
@@ -230,7 +231,7 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
     #[inline(always)]
     unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
         unsafe {
-            if DOT {
+            if BF16 {
                 let pairs = |x: Self| std::mem::transmute::<__m512, __m512bh>(x.0);
                 return Self(_mm512_dpbf16_ps(self.0, pairs(a), pairs(b)));
             }
@@ -242,7 +243,7 @@ impl<const DOT: bool> Lanes for Avx512<DOT> {
     unsafe fn dot_int8(self, a: Self, b: Self) -> Self {
         unsafe {
             let (sum, a, b) = (self.ints(), a.ints(), b.ints());
-            if DOT {
+            if VNNI {
                 return Self::from_ints(_mm512_dpbusd_epi32(sum, a, b));
             }
             // Widened to 16 bits first: products of bytes summed in 16 bits would saturate.

@@ -4,10 +4,12 @@
 //! beside this one implements it for one instruction set. The kernels in `ops/` are written once,
 //! over `Lanes`, and compiled per instruction set by the shells in `dispatch.rs`.
 
-use crate::number::Bf16;
+use crate::number::{Bf16, Format};
 
 pub(crate) mod scalar;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,10 +24,16 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// The same with AVX-VNNI: dot products of bytes.
+    Avx2Dot,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same with BF16 and VNNI: dot products of bfloat16 and of bytes.
+    /// The same with VNNI, dot products of bytes: Intel's servers from 2019 on.
+    Avx512Vnni,
+    /// The same with BF16 too, dot products of bfloat16.
     Avx512Dot,
+    /// The same with AMX: products of whole tiles of bfloat16 and of bytes.
+    Amx,
     /// 64-bit Arm.
     Neon,
     /// The same with BF16 and I8MM: dot products of bfloat16 and of bytes.
@@ -41,6 +49,9 @@ impl Isa {
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(Isa::Avx2);
+                if is_x86_feature_detected!("avxvnni") {
+                    sets.push(Isa::Avx2Dot);
+                }
             }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
@@ -48,9 +59,14 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
             {
                 sets.push(Isa::Avx512);
-                if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
-                {
-                    sets.push(Isa::Avx512Dot);
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Isa::Avx512Vnni);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(Isa::Avx512Dot);
+                        if amx::available() {
+                            sets.push(Isa::Amx);
+                        }
+                    }
                 }
             }
         }
@@ -70,13 +86,27 @@ impl Isa {
         Self::available().pop().unwrap_or(Isa::Scalar)
     }
 
+    /// Words of a weight's row of `cols` in a format, as this set packs it: whole tiles, where it
+    /// multiplies tiles.
+    pub(crate) fn packed_words(self, format: Format, cols: usize) -> usize {
+        let words = cols.div_ceil(format.per_word());
+        match (self, format) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Format::Bf16 | Format::Int8) => words.next_multiple_of(amx::ROW_WORDS),
+            _ => words,
+        }
+    }
+
     /// The name for `fletcher info`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "portable",
             Isa::Avx2 => "AVX2+FMA",
+            Isa::Avx2Dot => "AVX2+FMA with VNNI",
             Isa::Avx512 => "AVX-512",
+            Isa::Avx512Vnni => "AVX-512 with VNNI",
             Isa::Avx512Dot => "AVX-512 with BF16 and VNNI",
+            Isa::Amx => "AVX-512 with AMX",
             Isa::Neon => "NEON",
             Isa::NeonDot => "NEON with BF16 and I8MM",
         }

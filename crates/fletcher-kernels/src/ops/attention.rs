@@ -10,6 +10,8 @@
 //! two columns of a key, or one column of two neighbouring keys' values, and the probabilities
 //! are rounded to bfloat16; scores, softmax and sums stay in single precision.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -18,7 +20,7 @@ use crate::isa::{Kernel, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format};
 use crate::ops::activation::exp2;
 use crate::ops::gemm::check_rows;
-use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
+use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile, Words};
 
 /// How a row of queries, keys and values is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,7 +276,7 @@ struct Head<'a> {
     layout: &'a Scratch,
 }
 
-/// Elements `at..` of a row as a word; the one behind its end is 0.
+/// Elements `at..` of a row as a word; one behind its end is 0.
 ///
 /// # Safety
 /// `row` has `columns` elements, and `at < columns`.
@@ -333,8 +335,7 @@ unsafe fn pack_keys<L: Lanes, E: Element>(a: &Attention<'_>, from: *const E, hea
     }
 }
 
-/// Copies a head's values side by side, padded with zeros to whole vectors; with two elements a
-/// word, those of neighbouring tokens share words.
+/// Copies a head's values, padded with zeros to whole vectors; pairs of tokens share words.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; `from` leads to `tokens` rows of `head_dim` columns,
@@ -411,10 +412,9 @@ unsafe fn attend<L: Lanes, E: Element>(
                     a_stride: left_stride,
                     b: head.keys.add(first * words),
                     b_stride: panel,
-                    out: head.scores.add(first),
-                    out_stride: stride,
                 };
-                tile::run::<L>(E::FORMAT, &scores);
+                let words = Words { to: head.scores.add(first), stride };
+                tile::run::<L, _>(E::FORMAT, &scores, &words);
                 first += panel;
             }
             // Whole words of keys: what is added to the range gets no probability.
@@ -598,10 +598,9 @@ impl<E: Element> Kernel for Weigh<'_, E> {
                     a_stride: head.layout.score_stride * size_of::<f32>(),
                     b: head.values.add(start * head.value_stride + first),
                     b_stride: head.value_stride,
-                    out: sums.0.as_mut_ptr(),
-                    out_stride: panel,
                 };
-                tile::run::<L>(E::FORMAT, &product);
+                let words = Words { to: sums.0.as_mut_ptr(), stride: panel };
+                tile::run::<L, _>(E::FORMAT, &product, &words);
                 for (row, factor) in factors.iter().enumerate().take(self.rows) {
                     let factor = L::splat(*factor);
                     let to = self.to.add(row * a.context_stride);

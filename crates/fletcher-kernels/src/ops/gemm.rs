@@ -15,13 +15,18 @@
 //! its own step and zero. Sums are exact integers, so `step * step * (sum - zero * sum of weights)`
 //! is the product of the rounded operands to f32's precision.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+
 use std::marker::PhantomData;
 
 use crate::buffer::AlignedBuffer;
 use crate::isa::{Isa, Kernel, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::activation::{Activation, Function, with_function};
-use crate::ops::tile::{self, Heights, MAX_SUMS, Sums, Tile};
+use crate::ops::tile::{
+    self, Heights, MAX_SUMS, Multiply, Pairs, Product, Quads, Singles, Sink, Sums, Tile, Words,
+};
 
 /// Bytes of input that a block of rows may hold: with the panel and the outputs in flight they fit
 /// the 1 MiB of L2 that the smaller current server cores have.
@@ -89,7 +94,7 @@ impl Linear {
         assert!(fits, "sums of {} products of bytes", shape.cols);
         let panel = L::WIDTH * TILE_VECTORS;
         let columns = packed_columns::<L>(shape);
-        let words = shape.cols.div_ceil(format.per_word());
+        let words = isa.packed_words(format, shape.cols);
         let mut packed = AlignedBuffer::new(columns.len() * words);
         let byte_columns = if format == Format::Int8 { columns.len() } else { 0 };
         let mut steps = AlignedBuffer::new(byte_columns);
@@ -133,7 +138,13 @@ impl Linear {
         Self { isa, shape, format, weight: packed, bias: packed_bias, steps, totals }
     }
 
-    /// Words of a row.
+    /// Words of a packed row.
+    #[cfg(target_arch = "x86_64")]
+    fn packed_words(&self) -> usize {
+        self.isa.packed_words(self.format, self.shape.cols)
+    }
+
+    /// Words of an input's row.
     fn words(&self) -> usize {
         self.shape.cols.div_ceil(self.format.per_word())
     }
@@ -274,15 +285,17 @@ pub(crate) fn check_rows<T>(data: &[T], rows: usize, columns: usize, stride: usi
 pub(crate) unsafe fn gemm<L: Lanes>(g: &mut Gemm<'_>) {
     // SAFETY: the caller's guarantees are passed on.
     unsafe {
-        let (bytes, rows) = match g.x {
-            Input::Int8 { scales, .. } => (true, scales.as_ptr()),
-            _ => (false, std::ptr::null()),
+        let scales = match g.x {
+            Input::Int8 { scales, .. } => scales.as_ptr(),
+            _ => std::ptr::null(),
         };
-        match (&mut g.y, bytes) {
-            (Output::F32(y), false) => tiles::<L, f32, false>(y.as_mut_ptr(), rows, g),
-            (Output::Bf16(y), false) => tiles::<L, Bf16, false>(y.as_mut_ptr(), rows, g),
-            (Output::F32(y), true) => tiles::<L, f32, true>(y.as_mut_ptr(), rows, g),
-            (Output::Bf16(y), true) => tiles::<L, Bf16, true>(y.as_mut_ptr(), rows, g),
+        match (g.linear.format, &mut g.y) {
+            (Format::F32, Output::F32(y)) => tiles::<L, f32, Singles>(y.as_mut_ptr(), scales, g),
+            (Format::F32, Output::Bf16(y)) => tiles::<L, Bf16, Singles>(y.as_mut_ptr(), scales, g),
+            (Format::Bf16, Output::F32(y)) => tiles::<L, f32, Pairs>(y.as_mut_ptr(), scales, g),
+            (Format::Bf16, Output::Bf16(y)) => tiles::<L, Bf16, Pairs>(y.as_mut_ptr(), scales, g),
+            (Format::Int8, Output::F32(y)) => tiles::<L, f32, Quads>(y.as_mut_ptr(), scales, g),
+            (Format::Int8, Output::Bf16(y)) => tiles::<L, Bf16, Quads>(y.as_mut_ptr(), scales, g),
         }
     }
 }
@@ -290,9 +303,10 @@ pub(crate) unsafe fn gemm<L: Lanes>(g: &mut Gemm<'_>) {
 /// Runs all tiles, each with its epilogue.
 ///
 /// # Safety
-/// As [`gemm`]; `y` is the output's first element, and `scales` the input's, in bytes.
+/// As [`gemm`]; `y` is the output's first element, `P` the weight's format, and `scales` the
+/// input's, in bytes.
 #[inline(always)]
-unsafe fn tiles<L: Lanes, E: Element, const BYTES: bool>(
+unsafe fn tiles<L: Lanes, E: Element, P: Product>(
     y: *mut E,
     scales: *const RowScale,
     g: &Gemm<'_>,
@@ -326,13 +340,10 @@ unsafe fn tiles<L: Lanes, E: Element, const BYTES: bool>(
                         a_stride: x_stride,
                         b: weight.as_ptr(),
                         b_stride: panel,
-                        out: sums.0.as_mut_ptr(),
-                        out_stride: panel,
                     };
-                    tile::run::<L>(linear.format, &product);
                     let at = p * panel;
-                    let store = Store::<E, BYTES> {
-                        sums: sums.0.as_ptr(),
+                    let store = Store::<E, P> {
+                        sums: sums.0.as_mut_ptr(),
                         bias: linear.bias.as_ptr().add(at),
                         steps: linear.steps.as_ptr().wrapping_add(at),
                         totals: linear.totals.as_ptr().wrapping_add(at),
@@ -341,8 +352,9 @@ unsafe fn tiles<L: Lanes, E: Element, const BYTES: bool>(
                         columns,
                         y: y.add(row * g.y_stride + first),
                         stride: g.y_stride,
+                        product: PhantomData,
                     };
-                    store.run::<L>(g.epilogue);
+                    store.run::<L>(&product, g.epilogue);
                 }
                 row += height;
             }
@@ -351,17 +363,17 @@ unsafe fn tiles<L: Lanes, E: Element, const BYTES: bool>(
     }
 }
 
-/// A tile's sums and where they go.
-struct Store<E, const BYTES: bool> {
-    /// `rows` rows of a whole panel: integers if `BYTES`.
-    sums: *const f32,
+/// Where a tile's sums go.
+struct Store<E, P> {
+    /// Room for `rows` rows of a whole panel.
+    sums: *mut f32,
     /// A whole panel.
     bias: *const f32,
-    /// If `BYTES`, a whole panel.
+    /// In bytes, a whole panel.
     steps: *const f32,
-    /// If `BYTES`, a whole panel.
+    /// In bytes, a whole panel.
     totals: *const f32,
-    /// If `BYTES`, one per row.
+    /// In bytes, one per row.
     scales: *const RowScale,
     rows: usize,
     /// Output columns of this tile that exist.
@@ -369,32 +381,70 @@ struct Store<E, const BYTES: bool> {
     y: *mut E,
     /// Elements from one output row to the next.
     stride: usize,
+    product: PhantomData<P>,
 }
 
-impl<E: Element, const BYTES: bool> Store<E, BYTES> {
+impl<E: Element, P: Product> Store<E, P> {
+    /// Multiplies and stores. The two epilogues that need no register of their own take a whole
+    /// panel's sums as they are; others find them in memory, where the code for each is one loop.
+    ///
     /// # Safety
     /// The CPU has the instruction set of `L`; the pointers lead to what the fields say.
     #[inline(always)]
-    unsafe fn run<L: Lanes>(&self, epilogue: Epilogue) {
+    unsafe fn run<L: Lanes>(&self, tile: &Tile, epilogue: Epilogue) {
+        let whole = self.columns == TILE_VECTORS * L::WIDTH;
+        let rounds = E::FORMAT == Format::Bf16;
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            match epilogue {
+                Epilogue::Accumulate if whole && !rounds => self.direct::<L, true>(tile),
+                Epilogue::Activate(Activation::Identity)
+                    if whole && (rounds || P::FORMAT == Format::F32) =>
+                {
+                    self.direct::<L, false>(tile);
+                }
+                _ => {
+                    let words = Words { to: self.sums, stride: TILE_VECTORS * L::WIDTH };
+                    tile::run::<L, _>(P::FORMAT, tile, &words);
+                    self.stored::<L>(epilogue);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`], and all columns of the panel exist.
+    #[inline(always)]
+    unsafe fn direct<L: Lanes, const ADD: bool>(&self, tile: &Tile) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { L::call(&Multiply(tile, PhantomData::<P>, &Direct::<E, P, ADD>(self))) }
+    }
+
+    /// Stores what the sums in memory become.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    #[inline(always)]
+    unsafe fn stored<L: Lanes>(&self, epilogue: Epilogue) {
         // SAFETY: the caller's guarantees are passed on.
         unsafe {
             match epilogue {
                 Epilogue::Accumulate => L::call(&Accumulate(self)),
                 Epilogue::Activate(activation) => {
                     with_function!(activation, F => {
-                        L::call(&Activate::<E, F, BYTES>(self, PhantomData));
+                        L::call(&Activate::<E, F, P>(self, PhantomData));
                     });
                 }
                 Epilogue::Gate(activation) => {
                     with_function!(activation, F => {
-                        L::call(&Gate::<E, F, BYTES>(self, PhantomData));
+                        L::call(&Gate::<E, F, P>(self, PhantomData));
                     });
                 }
             }
         }
     }
 
-    /// A vector of finished sums: `x W^T + b`.
+    /// A vector of stored sums, finished.
     ///
     /// # Safety
     /// As [`Self::run`]; `row < rows` and `column` starts a vector of the panel.
@@ -403,8 +453,20 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
         // SAFETY: the caller guarantees the bounds.
         unsafe {
             let sum = L::load(self.sums.add(row * L::WIDTH * TILE_VECTORS + column));
+            self.finish(sum, row, column)
+        }
+    }
+
+    /// `x W^T + b` of a vector of sums.
+    ///
+    /// # Safety
+    /// As [`Self::sum`].
+    #[inline(always)]
+    unsafe fn finish<L: Lanes>(&self, sum: L, row: usize, column: usize) -> L {
+        // SAFETY: the caller guarantees the bounds.
+        unsafe {
             let bias = L::load(self.bias.add(column));
-            if !BYTES {
+            if P::FORMAT != Format::Int8 {
                 return sum.add(bias);
             }
             let RowScale { scale, zero } = *self.scales.add(row);
@@ -418,7 +480,7 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
     /// # Safety
     /// As [`Self::run`].
     #[inline(always)]
-    unsafe fn each<L: Lanes, P: Put<E>>(&self, put: &P) {
+    unsafe fn each<L: Lanes, T: Put<E>>(&self, put: &T) {
         // SAFETY: row < rows and column < columns.
         unsafe {
             if self.columns == TILE_VECTORS * L::WIDTH {
@@ -440,6 +502,28 @@ impl<E: Element, const BYTES: bool> Store<E, BYTES> {
     }
 }
 
+/// A whole panel's sums on their way from registers to the output; `ADD`: onto what is there.
+struct Direct<'a, E, P, const ADD: bool>(&'a Store<E, P>);
+
+impl<E: Element, P: Product, const ADD: bool> Sink for Direct<'_, E, P, ADD> {
+    const VECTORS_MIN: usize = TILE_VECTORS;
+
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, row: usize, vector: usize, sum: L) {
+        let (store, column) = (self.0, vector * L::WIDTH);
+        // SAFETY: the tile's rows and the panel's columns are the store's.
+        unsafe {
+            let sum = store.finish(sum, row, column);
+            let y = store.y.add(row * store.stride + column);
+            let value = match ADD {
+                true => E::read::<L>(y, L::WIDTH).add(sum),
+                false => sum,
+            };
+            E::write(value, y, L::WIDTH);
+        }
+    }
+}
+
 /// What an epilogue does with one vector of outputs.
 trait Put<E> {
     /// # Safety
@@ -449,13 +533,13 @@ trait Put<E> {
 }
 
 /// [`Epilogue::Activate`].
-struct Activate<'a, E, F, const BYTES: bool>(&'a Store<E, BYTES>, PhantomData<F>);
+struct Activate<'a, E, F, P: Product>(&'a Store<E, P>, PhantomData<F>);
 /// [`Epilogue::Accumulate`].
-struct Accumulate<'a, E, const BYTES: bool>(&'a Store<E, BYTES>);
+struct Accumulate<'a, E, P: Product>(&'a Store<E, P>);
 /// [`Epilogue::Gate`], for a panel of gates and values.
-struct Gate<'a, E, F, const BYTES: bool>(&'a Store<E, BYTES>, PhantomData<F>);
+struct Gate<'a, E, F, P: Product>(&'a Store<E, P>, PhantomData<F>);
 
-impl<E: Element, F: Function, const BYTES: bool> Kernel for Activate<'_, E, F, BYTES> {
+impl<E: Element, F: Function, P: Product> Kernel for Activate<'_, E, F, P> {
     /// # Safety
     /// As [`Store::run`].
     #[inline(always)]
@@ -465,7 +549,7 @@ impl<E: Element, F: Function, const BYTES: bool> Kernel for Activate<'_, E, F, B
     }
 }
 
-impl<E: Element, F: Function, const BYTES: bool> Put<E> for Activate<'_, E, F, BYTES> {
+impl<E: Element, F: Function, P: Product> Put<E> for Activate<'_, E, F, P> {
     #[inline(always)]
     unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
         // SAFETY: the caller's guarantees are passed on.
@@ -480,7 +564,7 @@ impl<E: Element, F: Function, const BYTES: bool> Put<E> for Activate<'_, E, F, B
     }
 }
 
-impl<E: Element, const BYTES: bool> Kernel for Accumulate<'_, E, BYTES> {
+impl<E: Element, P: Product> Kernel for Accumulate<'_, E, P> {
     /// # Safety
     /// As [`Store::run`].
     #[inline(always)]
@@ -490,7 +574,7 @@ impl<E: Element, const BYTES: bool> Kernel for Accumulate<'_, E, BYTES> {
     }
 }
 
-impl<E: Element, const BYTES: bool> Put<E> for Accumulate<'_, E, BYTES> {
+impl<E: Element, P: Product> Put<E> for Accumulate<'_, E, P> {
     #[inline(always)]
     unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
         // SAFETY: the caller's guarantees are passed on.
@@ -501,7 +585,7 @@ impl<E: Element, const BYTES: bool> Put<E> for Accumulate<'_, E, BYTES> {
     }
 }
 
-impl<E: Element, F: Function, const BYTES: bool> Kernel for Gate<'_, E, F, BYTES> {
+impl<E: Element, F: Function, P: Product> Kernel for Gate<'_, E, F, P> {
     /// # Safety
     /// As [`Store::run`].
     #[inline(always)]

@@ -6,6 +6,8 @@
 //! Both operands are read in 32-bit words, one f32, two bf16 or four bytes; a word of the left one
 //! is broadcast and meets the words of all columns of the right one.
 
+use std::marker::PhantomData;
+
 use crate::isa::{Kernel, Lanes, TILE_VECTORS};
 use crate::number::Format;
 
@@ -16,7 +18,7 @@ pub(crate) const MAX_SUMS: usize = 14 * 32;
 #[repr(align(64))]
 pub(crate) struct Sums(pub(crate) [f32; MAX_SUMS]);
 
-/// `out[r][c] = sum over i < k of a[r][i] * b[i][c]`, for `vectors * WIDTH` columns.
+/// `sum over i < k of a[r][i] * b[i][c]`, for `vectors * WIDTH` columns.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile {
     /// Rows of the product: 1 to `TILE_ROWS`.
@@ -33,10 +35,35 @@ pub(crate) struct Tile {
     pub(crate) b: *const f32,
     /// Distance between its rows, in words.
     pub(crate) b_stride: usize,
-    /// Product: f32, or 32-bit integers in the integer format.
-    pub(crate) out: *mut f32,
-    /// Distance between its rows, in words.
-    pub(crate) out_stride: usize,
+}
+
+/// What becomes of a tile's sums, which are still in registers.
+pub(crate) trait Sink {
+    /// Fewest vectors of the tiles that come here: 2 spares the code of narrow ones.
+    const VECTORS_MIN: usize = 1;
+
+    /// Takes one vector: f32, or 32-bit integers in the integer format.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`; the row and the vector are the tile's.
+    unsafe fn put<L: Lanes>(&self, row: usize, vector: usize, sum: L);
+}
+
+/// Puts sums into memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Words {
+    /// The first.
+    pub(crate) to: *mut f32,
+    /// Distance between rows, in words.
+    pub(crate) stride: usize,
+}
+
+impl Sink for Words {
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, row: usize, vector: usize, sum: L) {
+        // SAFETY: whoever made the sink has room for the tile.
+        unsafe { sum.store(self.to.add(row * self.stride + vector * L::WIDTH)) }
+    }
 }
 
 /// Cuts `rows` into tiles that are as high as allowed and as equal as possible: a last tile of
@@ -64,6 +91,8 @@ impl Heights {
 
 /// A format's multiplication as a type, so that tiles are compiled per format.
 pub(crate) trait Product {
+    const FORMAT: Format;
+
     /// `sum + a * b`, word by word.
     ///
     /// # Safety
@@ -79,6 +108,8 @@ pub(crate) struct Pairs;
 pub(crate) struct Quads;
 
 impl Product for Singles {
+    const FORMAT: Format = Format::F32;
+
     #[inline(always)]
     unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
         // SAFETY: the caller's guarantee is passed on.
@@ -87,6 +118,8 @@ impl Product for Singles {
 }
 
 impl Product for Pairs {
+    const FORMAT: Format = Format::Bf16;
+
     #[inline(always)]
     unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
         // SAFETY: the caller's guarantee is passed on.
@@ -95,6 +128,8 @@ impl Product for Pairs {
 }
 
 impl Product for Quads {
+    const FORMAT: Format = Format::Int8;
+
     #[inline(always)]
     unsafe fn add<L: Lanes>(sum: L, a: L, b: L) -> L {
         // SAFETY: the caller's guarantee is passed on.
@@ -105,34 +140,38 @@ impl Product for Quads {
 /// Runs a tile.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`, and the three operands have the rows and columns that
-/// the fields name.
+/// The CPU has the instruction set of `L`, both operands have the rows and columns that the fields
+/// name, and the sink takes tiles of this size.
 #[inline(always)]
-pub(crate) unsafe fn run<L: Lanes>(format: Format, tile: &Tile) {
+pub(crate) unsafe fn run<L: Lanes, S: Sink>(format: Format, tile: &Tile, sink: &S) {
     // SAFETY: the caller's guarantees are passed on.
     unsafe {
         match format {
-            Format::F32 => L::call(&Multiply(tile, Singles)),
-            Format::Bf16 => L::call(&Multiply(tile, Pairs)),
-            Format::Int8 => L::call(&Multiply(tile, Quads)),
+            Format::F32 => L::call(&Multiply(tile, PhantomData::<Singles>, sink)),
+            Format::Bf16 => L::call(&Multiply(tile, PhantomData::<Pairs>, sink)),
+            Format::Int8 => L::call(&Multiply(tile, PhantomData::<Quads>, sink)),
         }
     }
 }
 
 /// A tile in a format.
-struct Multiply<'a, P>(&'a Tile, P);
+pub(crate) struct Multiply<'a, P, S>(
+    pub(crate) &'a Tile,
+    pub(crate) PhantomData<P>,
+    pub(crate) &'a S,
+);
 
-impl<P: Product> Kernel for Multiply<'_, P> {
+impl<P: Product, S: Sink> Kernel for Multiply<'_, P, S> {
     /// # Safety
     /// As [`run`].
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
-        let tile = self.0;
+        let (tile, sink) = (self.0, self.2);
         macro_rules! by_height {
             ($($rows:literal)*) => {
                 match tile.rows {
                     // A height beyond the instruction set's tile compiles to nothing.
-                    $($rows if $rows <= L::TILE_ROWS => fixed::<L, P, $rows>(tile),)*
+                    $($rows if $rows <= L::TILE_ROWS => fixed::<L, P, S, $rows>(tile, sink),)*
                     rows => unreachable!("a tile of {rows} rows"),
                 }
             };
@@ -145,20 +184,23 @@ impl<P: Product> Kernel for Multiply<'_, P> {
 /// # Safety
 /// As [`run`], and `tile.rows` is `ROWS`.
 #[inline(always)]
-unsafe fn fixed<L: Lanes, P: Product, const ROWS: usize>(tile: &Tile) {
+unsafe fn fixed<L: Lanes, P: Product, S: Sink, const ROWS: usize>(tile: &Tile, sink: &S) {
     // SAFETY: the caller's guarantees are passed on.
     unsafe {
-        match tile.vectors {
-            TILE_VECTORS => unrolled::<L, P, ROWS, TILE_VECTORS>(tile),
-            _ => unrolled::<L, P, ROWS, 1>(tile),
+        if S::VECTORS_MIN == TILE_VECTORS || tile.vectors == TILE_VECTORS {
+            return unrolled::<L, P, S, ROWS, TILE_VECTORS>(tile, sink);
         }
+        unrolled::<L, P, S, ROWS, 1>(tile, sink)
     }
 }
 
 /// # Safety
 /// As [`fixed`], and `tile.vectors` is `VECTORS`.
 #[inline(always)]
-unsafe fn unrolled<L: Lanes, P: Product, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
+unsafe fn unrolled<L: Lanes, P: Product, S: Sink, const ROWS: usize, const VECTORS: usize>(
+    tile: &Tile,
+    sink: &S,
+) {
     // SAFETY: row < rows, i < k and v < vectors keep every access inside the operands.
     unsafe {
         let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
@@ -177,9 +219,10 @@ unsafe fn unrolled<L: Lanes, P: Product, const ROWS: usize, const VECTORS: usize
             a = a.add(4);
             b = b.add(tile.b_stride);
         }
-        for (row, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                sum.store(tile.out.add(row * tile.out_stride + v * L::WIDTH));
+        // Columns outside: what a sink needs for each column is loaded once.
+        for v in 0..VECTORS {
+            for (row, sums) in sums.iter().enumerate() {
+                sink.put(row, v, sums[v]);
             }
         }
     }

@@ -175,6 +175,54 @@ DEVICE void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// A kernel may be started before the one in front of it in its stream is through: it prepares
+// what it needs, and waits here before it reads or writes what others do. `release_next` lets the
+// next kernel begin in turn, as soon as multiprocessors have room.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void release_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// What the tensor cores or the copy engine read next was written by ordinary stores.
+DEVICE void publish() {
+#if __CUDA_ARCH__ == 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+DEVICE float quad_sum(float v) {
+  v += __shfl_xor_sync(0xffffffffu, v, 1);
+  return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+DEVICE float quad_max(float v) {
+  v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+  return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+
+// Four lanes hold a row's pairs of columns, pair by pair, of four blocks of eight columns; afterwards
+// each holds one block, all eight neighbours.
+DEVICE void quad_transpose(u32 (&w)[4]) {
+  bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    u32 other = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
+    w[i] = odd ? other : w[i];
+    w[i + 1] = odd ? w[i + 1] : other;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    u32 other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + 2], 2);
+    w[i] = upper ? other : w[i];
+    w[i + 2] = upper ? w[i + 2] : other;
+  }
+}
+
 // A batch as the host lays it out: this header, then the arrays it points into (word indices).
 struct Batch {
   u32 tokens, rows, items, unused;

@@ -115,15 +115,6 @@ template <int N> DEVICE void add_bias(float (&d)[N / 2], const float* bias) {
   }
 }
 
-DEVICE float quad_sum(float v) {
-  v += __shfl_xor_sync(0xffffffffu, v, 1);
-  return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-DEVICE float quad_max(float v) {
-  v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-  return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-
 // LayerNorm of this thread's two rows; scale, then bias 128 floats behind it.
 DEVICE void normalise(float (&x)[64], const float* parameters, float eps) {
   int t = threadIdx.x % 4;
@@ -184,13 +175,6 @@ template <bool TRANSPOSED> DEVICE void store_blocks(u32 address, const u32 (&a)[
     u32 row = __shfl_sync(0xffffffffu, address, 8 * i + lane / 4);
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + lane % 4 * 4), "r"(v) : "memory");
   }
-#endif
-}
-
-// What the tensor cores read next was written by ordinary stores.
-DEVICE void publish() {
-#if HOPPER
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 

@@ -2,40 +2,14 @@
 //
 // Rows of all matrices begin at multiples of 16 bytes. Columns between a matrix's width and its
 // stride are zeros, in weights and activations alike, so that no loop has to know the width.
+#include "attention.cuh"
 #include "common.cuh"
 
 // ---------------------------------------------------------------------------------------------
-// Embedding: a warp per token.
-
-struct EmbedArgs {
-  const void* word;
-  const void* position;   // null for models without
-  const void* token_type; // null for models without
-  void* out;
-  const Batch* batch;
-  int width, stride;
-};
-
-template <class T> DEVICE void embed(const EmbedArgs& p) {
-  u32 token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (token >= p.batch->tokens) return;
-  u64 id = part(p.batch, p.batch->ids)[token], position = part(p.batch, p.batch->positions)[token];
-  const T* word = (const T*)p.word + id * p.stride;
-  const T* place = (const T*)p.position + position * p.stride;
-  const T* type = (const T*)p.token_type;
-  T* out = (T*)p.out + (u64)token * p.stride;
-  for (int c = 2 * (threadIdx.x % 32); c < p.stride; c += 64) {
-    float a, b, x, y;
-    load2(word + c, a, b);
-    if (p.position) { load2(place + c, x, y); a += x; b += y; }
-    if (p.token_type) { load2(type + c, x, y); a += x; b += y; }
-    store2(out + c, a, b);
-  }
-}
-
-// ---------------------------------------------------------------------------------------------
-// LayerNorm: a warp per token. A row of up to 1024 columns is read once and held in registers; a wider
-// one is read three times, twice from the L1 cache.
+// Embedding and LayerNorm: a warp per token.
+//
+// A row of up to 1024 columns is held in registers, so that the embedding's norm reads nothing;
+// a wider row's norm reads it three times, twice from the L1 cache.
 
 struct NormArgs {
   const void* in;
@@ -47,47 +21,46 @@ struct NormArgs {
   float eps;
 };
 
-template <class T> DEVICE void norm(const NormArgs& p) {
-  u32 token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (token >= p.batch->tokens) return;
+constexpr int HELD = 4; // times 256 columns
+
+template <class T> DEVICE void norm_held(const NormArgs& p, u32 token, float (&v)[HELD][8]) {
+  T* out = (T*)p.out + (u64)token * p.stride;
+  float sum = 0.f, squares = 0.f;
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    if ((lane + 32 * i) * 8 >= p.stride) break;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum += v[i][e]; // what lies behind the width is zero
+  }
+  float mean = warp_sum(sum) / p.width;
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    int c = (lane + 32 * i) * 8;
+    if (c >= p.stride) break;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      v[i][e] = c + e < p.width ? v[i][e] - mean : 0.f;
+      squares += v[i][e] * v[i][e];
+    }
+  }
+  float factor = 1.f / sqrtf(warp_sum(squares) / p.width + p.eps);
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    int c = (lane + 32 * i) * 8;
+    if (c >= p.stride) break;
+    float scale[8], bias[8] = {};
+    load8(p.scale + c, scale);
+    if (p.bias) load8(p.bias + c, bias);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[i][e] = v[i][e] * factor * scale[e] + bias[e];
+    store8(out + c, v[i]);
+  }
+}
+
+template <class T> DEVICE void norm_read(const NormArgs& p, u32 token) {
   const T* in = (const T*)p.in + (u64)token * p.stride;
   T* out = (T*)p.out + (u64)token * p.stride;
-  if (p.stride <= 1024) {
-    float v[4][8], sum = 0.f, squares = 0.f;
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int c = (lane + 32 * i) * 8;
-      if (c >= p.stride) break;
-      load8(in + c, v[i]);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sum += v[i][e]; // what lies behind the width is zero
-    }
-    float mean = warp_sum(sum) / p.width;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int c = (lane + 32 * i) * 8;
-      if (c >= p.stride) break;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        v[i][e] = c + e < p.width ? v[i][e] - mean : 0.f;
-        squares += v[i][e] * v[i][e];
-      }
-    }
-    float factor = 1.f / sqrtf(warp_sum(squares) / p.width + p.eps);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int c = (lane + 32 * i) * 8;
-      if (c >= p.stride) break;
-      float scale[8], bias[8] = {};
-      load8(p.scale + c, scale);
-      if (p.bias) load8(p.bias + c, bias);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) v[i][e] = v[i][e] * factor * scale[e] + bias[e];
-      store8(out + c, v[i]);
-    }
-    return;
-  }
   int first = 2 * (threadIdx.x % 32);
   float a, b, sum = 0.f, squares = 0.f;
   for (int c = first; c < p.stride; c += 64) {
@@ -107,6 +80,71 @@ template <class T> DEVICE void norm(const NormArgs& p) {
     a = (a - mean) * factor * p.scale[c] + (p.bias ? p.bias[c] : 0.f);
     b = (b - mean) * factor * p.scale[c + 1] + (p.bias ? p.bias[c + 1] : 0.f);
     store2(out + c, a, b);
+  }
+}
+
+template <class T> DEVICE void norm(const NormArgs& p) {
+  u32 token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (token >= p.batch->tokens) return;
+  if (p.stride > HELD * 256) return norm_read<T>(p, token);
+  const T* in = (const T*)p.in + (u64)token * p.stride;
+  float v[HELD][8];
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    int c = (threadIdx.x % 32 + 32 * i) * 8;
+    if (c < p.stride) load8(in + c, v[i]);
+  }
+  norm_held<T>(p, token, v);
+}
+
+struct EmbedArgs {
+  const void* word;
+  const void* position;   // null for models without
+  const void* token_type; // null for models without
+  NormArgs norm;          // the sum itself is stored where this has no scale
+};
+
+template <class T> DEVICE void embed(const EmbedArgs& p) {
+  u32 token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  const Batch* batch = p.norm.batch;
+  if (token >= batch->tokens) return;
+  int stride = p.norm.stride;
+  u64 id = part(batch, batch->ids)[token], position = part(batch, batch->positions)[token];
+  const T* word = (const T*)p.word + id * stride;
+  const T* place = (const T*)p.position + position * stride;
+  const T* type = (const T*)p.token_type;
+  T* out = (T*)p.norm.out + (u64)token * stride;
+  auto sum_at = [&](int c, float (&v)[8]) {
+    float other[8];
+    load8(word + c, v);
+    if (p.position) {
+      load8(place + c, other);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] += other[e];
+    }
+    if (p.token_type) {
+      load8(type + c, other);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] += other[e];
+    }
+  };
+  if (p.norm.scale && stride <= HELD * 256) {
+    float v[HELD][8];
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) {
+      int c = (threadIdx.x % 32 + 32 * i) * 8;
+      if (c < stride) sum_at(c, v[i]);
+    }
+    return norm_held<T>(p.norm, token, v);
+  }
+  for (int c = 8 * (threadIdx.x % 32); c < stride; c += 256) {
+    float v[8];
+    sum_at(c, v);
+    store8(out + c, v);
+  }
+  if (p.norm.scale) {
+    __syncwarp();
+    norm_read<T>(p.norm, token);
   }
 }
 
@@ -306,209 +344,6 @@ template <class T> DEVICE void rotary(const RotaryArgs& p) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Attention.
-
-struct AttentionArgs {
-  const void* qkv;
-  void* context;
-  const float* relative; // heads x (2 * positions - 1), or null
-  const Batch* batch;
-  int heads, head_dim, stride, context_stride;
-  int window; // negative for none
-  int positions;
-  float scale;
-};
-
-// Tensor cores, 16-bit formats: a block takes 64 queries of one head past its keys, 64 at a time,
-// with the softmax kept up to date (Dao 2023). Memory does not grow with the sequence.
-template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) {
-  constexpr int ROW = DIM * 2 + 16; // the extra 16 bytes keep fragment loads free of bank conflicts
-  constexpr int PARTS = DIM / 8;
-  extern __shared__ __align__(128) unsigned char memory[];
-  if (blockIdx.x >= p.batch->items) return;
-  const u32* item = part(p.batch, p.batch->work) + 2 * blockIdx.x;
-  const u32* offsets = part(p.batch, p.batch->offsets);
-  u32 start = offsets[item[0]];
-  int length = offsets[item[0] + 1] - start, q0 = item[1], head = blockIdx.y;
-  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-  u32 qs = shared_address(memory), ks = qs + 64 * ROW, vs = ks + 64 * ROW;
-  int width = p.heads * p.head_dim;
-  bool whole = p.head_dim % 8 == 0;
-
-  auto load = [&](u32 to, int which, int first) {
-    const T* from = (const T*)p.qkv + (u64)start * p.stride + which * width + head * p.head_dim;
-    for (int at = thread; at < 64 * PARTS; at += 128) {
-      int r = at / PARTS, c = at % PARTS * 8;
-      bool inside = first + r < length;
-      u32 address = to + r * ROW + c * 2;
-      const T* source = from + (u64)(inside ? first + r : 0) * p.stride;
-      if (whole) {
-        bool valid = inside && c < p.head_dim;
-        copy_async(address, source + (valid ? c : 0), valid);
-      } else {
-        u32 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          int d = c + 2 * i;
-          float a = inside && d < p.head_dim ? load1(source + d) : 0.f;
-          float b = inside && d + 1 < p.head_dim ? load1(source + d + 1) : 0.f;
-          v[i] = Format<T>::pack(a, b);
-        }
-        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                     : "memory");
-      }
-    }
-  };
-
-  int low = 0, high = length;
-  if (p.window >= 0) {
-    low = max(0, q0 - p.window);
-    high = min(length, min(q0 + 64, length) + p.window);
-  }
-  load(qs, 0, q0);
-  float out[DIM / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f};
-  int query[2] = {q0 + warp * 16 + g, q0 + warp * 16 + g + 8};
-  const float* relative = p.relative ? p.relative + (u64)head * (2 * p.positions - 1) + p.positions - 1 : nullptr;
-  constexpr float LOG2E = 1.4426950408889634f;
-
-  for (int k0 = low / 64 * 64; k0 < high; k0 += 64) {
-    load(ks, 1, k0);
-    load(vs, 2, k0);
-    copy_commit();
-    copy_wait<0>();
-    __syncthreads();
-    float s[8][4] = {};
-#pragma unroll
-    for (int kk = 0; kk < DIM / 16; ++kk) {
-      u32 a[4];
-      ldmatrix(a, qs + (warp * 16 + lane % 16) * ROW + (2 * kk + lane / 16) * 16);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        u32 b[4];
-        ldmatrix(b, ks + (j * 16 + lane % 8 + lane / 16 * 8) * ROW + (2 * kk + lane / 8 % 2) * 16);
-        mma<T>(s[2 * j], a, b[0], b[1]);
-        mma<T>(s[2 * j + 1], a, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float most = top[h];
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          int key = k0 + j * 8 + 2 * t + e;
-          float& v = s[j][2 * h + e];
-          v *= p.scale;
-          bool seen = key < length && (p.window < 0 || abs(key - query[h]) <= p.window);
-          if (relative && seen && query[h] < length) v += relative[key - query[h]];
-          v = seen ? v * LOG2E : -1e30f;
-          most = fmaxf(most, v);
-        }
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      float shrink = exp2_fast(top[h] - most);
-      top[h] = most;
-      sum[h] *= shrink;
-#pragma unroll
-      for (int j = 0; j < DIM / 8; ++j) {
-        out[j][2 * h] *= shrink;
-        out[j][2 * h + 1] *= shrink;
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& v = s[j][2 * h + e];
-          // A row that has seen no key yet has `most` at the mask's own value: nothing counts.
-          v = v <= -1e30f ? 0.f : exp2_fast(v - most);
-          sum[h] += v;
-        }
-    }
-#pragma unroll
-    for (int kk = 0; kk < 4; ++kk) {
-      u32 a[4] = {Format<T>::pack(s[2 * kk][0], s[2 * kk][1]), Format<T>::pack(s[2 * kk][2], s[2 * kk][3]),
-                  Format<T>::pack(s[2 * kk + 1][0], s[2 * kk + 1][1]),
-                  Format<T>::pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
-#pragma unroll
-      for (int j = 0; j < DIM / 16; ++j) {
-        u32 b[4];
-        ldmatrix_transposed(b, vs + (kk * 16 + lane % 16) * ROW + (2 * j + lane / 16) * 16);
-        mma<T>(out[2 * j], a, b[0], b[1]);
-        mma<T>(out[2 * j + 1], a, b[2], b[3]);
-      }
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
-    if (query[h] >= length) continue;
-    float factor = 1.f / sum[h];
-    T* to = (T*)p.context + (u64)(start + query[h]) * p.context_stride + head * p.head_dim;
-#pragma unroll
-    for (int j = 0; j < DIM / 8; ++j) {
-      int d = j * 8 + 2 * t;
-      if (whole) {
-        if (d < p.head_dim) store2(to + d, out[j][2 * h] * factor, out[j][2 * h + 1] * factor);
-      } else {
-        if (d < p.head_dim) store1(to + d, out[j][2 * h] * factor);
-        if (d + 1 < p.head_dim) store1(to + d + 1, out[j][2 * h + 1] * factor);
-      }
-    }
-  }
-}
-
-// Any format and any head up to 256 wide: a warp per query, keys by lanes, then columns by lanes.
-template <class T> DEVICE void attention_plain(const AttentionArgs& p) {
-  __shared__ float queries[4][256];
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y;
-  if (blockIdx.x / 16 >= p.batch->items) return;
-  const u32* item = part(p.batch, p.batch->work) + 2 * (blockIdx.x / 16);
-  const u32* offsets = part(p.batch, p.batch->offsets);
-  u32 start = offsets[item[0]];
-  int length = offsets[item[0] + 1] - start, query = item[1] + blockIdx.x % 16 * 4 + warp;
-  if (query >= length) return;
-  int width = p.heads * p.head_dim;
-  const T* base = (const T*)p.qkv + (u64)start * p.stride + head * p.head_dim;
-  for (int d = lane; d < p.head_dim; d += 32) queries[warp][d] = load1(base + (u64)query * p.stride + d);
-  __syncwarp();
-  int low = p.window < 0 ? 0 : max(0, query - p.window);
-  int high = p.window < 0 ? length : min(length, query + p.window + 1);
-  float out[8] = {}, top = -1e30f, sum = 0.f;
-  for (int k0 = low; k0 < high; k0 += 32) {
-    int key = k0 + lane;
-    float score = -1e30f;
-    if (key < high) {
-      const T* k = base + (u64)key * p.stride + width;
-      float dot = 0.f;
-      for (int d = 0; d < p.head_dim; ++d) dot += queries[warp][d] * load1(k + d);
-      score = dot * p.scale;
-      if (p.relative) score += p.relative[(u64)head * (2 * p.positions - 1) + key - query + p.positions - 1];
-    }
-    float most = fmaxf(top, warp_max(score));
-    float shrink = expf(top - most), weight = key < high ? expf(score - most) : 0.f;
-    top = most;
-    sum = sum * shrink + warp_sum(weight);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] *= shrink;
-    int count = min(32, high - k0);
-    for (int j = 0; j < count; ++j) {
-      float share = __shfl_sync(0xffffffffu, weight, j);
-      const T* v = base + (u64)(k0 + j) * p.stride + 2 * width;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (lane + 32 * i < p.head_dim) out[i] += share * load1(v + lane + 32 * i);
-    }
-  }
-  T* to = (T*)p.context + (u64)(start + query) * p.context_stride + head * p.head_dim;
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (lane + 32 * i < p.head_dim) store1(to + lane + 32 * i, out[i] / sum);
-}
-
-// ---------------------------------------------------------------------------------------------
 // Pooling: a block per sequence and 64 columns; its four warps take every fourth token, two columns a
 // lane. And the states themselves, widened.
 
@@ -569,9 +404,15 @@ template <class T> DEVICE void pool(const PoolArgs& p) {
   if (p.mode == MEAN) divisor = count;
   if (p.mode == MEAN_SQRT) divisor = sqrtf(count);
   if (p.mode == WEIGHTED) divisor = 0.5f * count * (first + 1 + length);
-  float* to = p.vectors + (u64)blockIdx.x * p.width;
-  if (c < p.width) to[c] = value.x / divisor;
-  if (c + 1 < p.width) to[c + 1] = value.y / divisor;
+  float* to = p.vectors + (u64)blockIdx.x * p.width + c;
+  value.x /= divisor;
+  value.y /= divisor;
+  if (p.width % 2 == 0) { // whole sectors: the vectors may lie in the host's memory
+    if (c < p.width) *(float2*)to = value;
+    return;
+  }
+  if (c < p.width) to[0] = value.x;
+  if (c + 1 < p.width) to[1] = value.y;
 }
 
 struct WidenArgs {
@@ -592,36 +433,39 @@ template <class T> DEVICE void widen(const WidenArgs& p) {
 // ---------------------------------------------------------------------------------------------
 // Entry points.
 
-#define ENTRIES(T, name)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(128) embed_##name(EmbedArgs p) { embed<T>(p); }                 \
-  extern "C" __global__ void __launch_bounds__(128) norm_##name(NormArgs p) { norm<T>(p); }                    \
-  extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) linear_store_##name(LinearArgs p) { linear<T, STORE>(p); } \
-  extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) linear_accumulate_##name(LinearArgs p) {                \
-    linear<T, ACCUMULATE>(p);                                                                                  \
-  }                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) linear_gelu_##name(LinearArgs p) { linear<T, GELU>(p); } \
-  extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) linear_activate_##name(LinearArgs p) {                  \
-    linear<T, ACTIVATE>(p);                                                                                    \
-  }                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) linear_gate_##name(LinearArgs p) { linear<T, GATE>(p); } \
-  extern "C" __global__ void __launch_bounds__(256) rotary_##name(RotaryArgs p) { rotary<T>(p); }              \
-  extern "C" __global__ void __launch_bounds__(128) attention_plain_##name(AttentionArgs p) {                  \
-    attention_plain<T>(p);                                                                                     \
-  }                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(128) pool_##name(PoolArgs p) { pool<T>(p); }                    \
-  extern "C" __global__ void __launch_bounds__(128) widen_##name(WidenArgs p) { widen<T>(p); }
-
-ENTRIES(Half, f16)
-ENTRIES(Bf16, bf16)
-ENTRIES(float, f32)
-
-#define TILED(T, name, DIM)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128, DIM == 32 ? 5 : DIM == 64 ? 4 : 3) attention_##DIM##_##name(AttentionArgs p) {                \
-    attention_tiled<T, DIM>(p);                                                                                \
+#define ENTRY(kernel, name, threads, blocks, Args, body)                                     \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) kernel##_##name(Args p) { \
+    release_next();                                                                     \
+    wait_for_previous();                                                                \
+    body(p);                                                                            \
   }
-TILED(Half, f16, 32)
-TILED(Half, f16, 64)
-TILED(Half, f16, 128)
-TILED(Bf16, bf16, 32)
-TILED(Bf16, bf16, 64)
-TILED(Bf16, bf16, 128)
+#define LINEAR(epilogue, EPILOGUE, T, name) \
+  ENTRY(linear_##epilogue, name, 256, (sizeof(T) == 2 ? 2 : 1), LinearArgs, (linear<T, EPILOGUE>))
+#define FORMAT(T, name)                                                     \
+  ENTRY(embed, name, 128, 1, EmbedArgs, embed<T>)                           \
+  ENTRY(norm, name, 128, 1, NormArgs, norm<T>)                              \
+  LINEAR(store, STORE, T, name)                                             \
+  LINEAR(accumulate, ACCUMULATE, T, name)                                   \
+  LINEAR(gelu, GELU, T, name)                                               \
+  LINEAR(activate, ACTIVATE, T, name)                                       \
+  LINEAR(gate, GATE, T, name)                                               \
+  ENTRY(rotary, name, 256, 1, RotaryArgs, rotary<T>)                        \
+  ENTRY(attention_plain, name, 128, 1, AttentionArgs, attention_plain<T>)   \
+  ENTRY(pool, name, 128, 1, PoolArgs, pool<T>)                              \
+  ENTRY(widen, name, 128, 1, WidenArgs, widen<T>)
+FORMAT(Half, f16)
+FORMAT(Bf16, bf16)
+FORMAT(float, f32)
+
+// The backend starts as many blocks as share a multiprocessor by these bounds, or a few more.
+#if __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS_32 = 4; // more spill there
+#else
+constexpr int BLOCKS_32 = 5;
+#endif
+#define TILED(T, name)                                                               \
+  ENTRY(attention_32, name, 128, BLOCKS_32, AttentionArgs, (attention_tiled<T, 32>))         \
+  ENTRY(attention_64, name, 128, 4, AttentionArgs, (attention_tiled<T, 64>))         \
+  ENTRY(attention_128, name, 128, 2, AttentionArgs, (attention_tiled<T, 128>))
+TILED(Half, f16)
+TILED(Bf16, bf16)

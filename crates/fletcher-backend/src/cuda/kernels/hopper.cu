@@ -10,13 +10,9 @@
 #if __CUDA_ARCH__ == 900
 #include "warpgroup.cuh"
 
-struct alignas(64) TensorMap {
-  u64 words[16];
-};
-
 struct HopperLinearArgs {
   TensorMap x, w;
-  const float* bias; // zeros behind the rows up to a multiple of 256; null for none
+  const float* bias; // zeros behind the rows up to a multiple of 768
   void* y;
   const Batch* batch;
   int rows;    // of W
@@ -34,13 +30,6 @@ template <int N> struct Shape {
   static constexpr int STAGES = N == 256 ? 4 : N == 192 ? 5 : N == 128 ? 6 : 8;
 };
 
-DEVICE void fetch_tile(u32 to, const TensorMap* map, int column, int row, u32 full) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          to),
-      "l"(map), "r"(full), "r"(column), "r"(row) : "memory");
-}
-
 template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(const HopperLinearArgs& p) {
   constexpr int STAGES = Shape<N>::STAGES, STAGE_BYTES = Shape<N>::STAGE_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -55,6 +44,7 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
+  release_next();
   int tokens = p.batch->tokens, steps = (p.k + K - 1) / K, across = (p.columns + N - 1) / N;
   int tiles = (tokens + M - 1) / M * across;
   // Steps are counted over all tiles of the block; each has its slot of the ring.
@@ -65,14 +55,23 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (warp > 8 || lane > 0) return;
     u32 count = 0;
+    auto fetch_weights = [&](int tile, int step, u32 slot) {
+      expect_bytes(full + 8 * slot, STAGE_BYTES);
+      fetch_tile(ring + slot * STAGE_BYTES + M * K * 2, &p.w, step * K, tile % across * N, full + 8 * slot);
+    };
+    // No other kernel writes the weights: the first of them do not wait. The other threads touch
+    // nothing of other kernels' before they have tiles of x.
+    int ahead = blockIdx.x < tiles ? min(STAGES, steps) : 0;
+    for (int step = 0; step < ahead; ++step) fetch_weights(blockIdx.x, step, step);
+    wait_for_previous();
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
       for (int step = 0; step < steps; ++step, ++count) {
-        u32 slot = slot_of(count), at = ring + slot * STAGE_BYTES;
-        barrier_wait(empty + 8 * slot, phase_of(count) ^ 1);
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + 8 * slot), "r"(STAGE_BYTES)
-                     : "memory");
-        fetch_tile(at, &p.x, step * K, tile / across * M, full + 8 * slot);
-        fetch_tile(at + M * K * 2, &p.w, step * K, tile % across * N, full + 8 * slot);
+        u32 slot = slot_of(count);
+        if (count >= ahead) {
+          barrier_wait(empty + 8 * slot, phase_of(count) ^ 1);
+          fetch_weights(tile, step, slot);
+        }
+        fetch_tile(ring + slot * STAGE_BYTES, &p.x, step * K, tile / across * M, full + 8 * slot);
       }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
@@ -91,7 +90,20 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
     };
     if (group == 1) give_turn();
     for (int tile = blockIdx.x + (TURNS ? group * gridDim.x : 0); tile < tiles; tile += stride) {
+      // Sums begin with the bias, so that nothing of the last tile's stays alive; those that GELU
+      // takes begin with zeros, because its polynomials leave no registers otherwise.
       float d[PARTS][N / 2];
+      int n0 = tile % across * N;
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) {
+        float2 bias = make_float2(0.f, 0.f);
+        if (EPILOGUE != GELU) bias = __ldg((const float2*)(p.bias + n0 + j * 8 + 2 * t));
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+          d[part][4 * j] = d[part][4 * j + 2] = bias.x;
+          d[part][4 * j + 1] = d[part][4 * j + 3] = bias.y;
+        }
+      }
       take_turn();
       for (int step = 0; step < steps; ++step, ++count) {
         u32 slot = slot_of(count), at = ring + slot * STAGE_BYTES;
@@ -102,7 +114,7 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
         for (int kk = 0; kk < 4; ++kk)
 #pragma unroll
           for (int part = 0; part < PARTS; ++part)
-            warpgroup_mma_shared<T, N>(d[part], a + part * (64 * K * 2 / 16) + 2 * kk, b + 2 * kk, step + kk > 0);
+            warpgroup_mma_shared<T, N>(d[part], a + part * (64 * K * 2 / 16) + 2 * kk, b + 2 * kk, 1);
         warpgroup_commit();
         warpgroup_wait<1>();
         if (step > 0 && lane == 0) barrier_arrive(empty + 8 * slot_of(count - 1));
@@ -112,7 +124,6 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       if (lane == 0) barrier_arrive(empty + 8 * slot_of(count - 1));
       if (TURNS) count += steps; // the other group's tile
 
-      int n0 = tile % across * N;
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
         int row = tile / across * M + (TURNS ? part : group) * 64 + warp % 4 * 16;
@@ -137,15 +148,15 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
             if (EPILOGUE == ACCUMULATE) ldmatrix(held, to);
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              int index = piece * 8 + pair * 2 + j, column = n0 + index * 8 + 2 * t;
+              int index = piece * 8 + pair * 2 + j;
               float2 bias = make_float2(0.f, 0.f);
-              if (p.bias) bias = __ldg((const float2*)(p.bias + column));
+              if (EPILOGUE == GELU) bias = __ldg((const float2*)(p.bias + n0 + index * 8 + 2 * t));
 #pragma unroll
               for (int h = 0; h < 2; ++h) {
-                float x = d[part][4 * index + 2 * h] + bias.x, y = d[part][4 * index + 2 * h + 1] + bias.y;
+                float x = d[part][4 * index + 2 * h], y = d[part][4 * index + 2 * h + 1];
                 if (EPILOGUE == GELU) {
-                  x = gelu(x);
-                  y = gelu(y);
+                  x = gelu(x + bias.x);
+                  y = gelu(y + bias.y);
                 } else if (EPILOGUE == ACCUMULATE) {
                   x += Format<T>::low(held[2 * j + h]);
                   y += Format<T>::high(held[2 * j + h]);
@@ -186,7 +197,8 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
   ENTRIES(T, name, 128, false, shared) \
   ENTRIES(T, name, 192, false, shared) \
   ENTRIES(T, name, 256, false, shared) \
-  ENTRIES(T, name, 128, true, turns)
+  ENTRIES(T, name, 128, true, turns)   \
+  ENTRIES(T, name, 192, true, turns)
 FORMAT(Half, f16)
 FORMAT(Bf16, bf16)
 #endif

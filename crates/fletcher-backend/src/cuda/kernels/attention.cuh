@@ -1,0 +1,269 @@
+// Attention over packed sequences, for every card since compute capability 8.0.
+#pragma once
+#include "common.cuh"
+
+struct AttentionArgs {
+  const void* qkv;
+  void* context;
+  const float* relative; // heads x (2 * positions - 1), or null
+  const Batch* batch;
+  int heads, head_dim, stride, context_stride;
+  int window; // negative for none
+  int positions;
+  float scale;
+};
+
+// Tensor cores, 16-bit formats: 64 queries of one head pass their keys, 64 at a time, with the
+// softmax kept up to date (Dao 2023), so that memory does not grow with the sequence. A block goes
+// from one such piece of work to the next, and fetches the next keys, be they of this piece or
+// of the next, while it works on these.
+template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) {
+  constexpr int ROW = DIM * 2 + 16; // the extra 16 bytes keep fragment loads free of bank conflicts
+  constexpr int PARTS = DIM / 8, TILE_BYTES = 64 * ROW, STAGES = DIM == 128 ? 1 : 2;
+  extern __shared__ __align__(128) unsigned char memory[];
+  const u32* items = part(p.batch, p.batch->work);
+  const u32* offsets = part(p.batch, p.batch->offsets);
+  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  u32 base = shared_address(memory);
+  int width = p.heads * p.head_dim, count = p.batch->items * p.heads;
+  bool whole = p.head_dim % 8 == 0, plain = p.window < 0 && !p.relative;
+
+  // Which keys of which work.
+  struct Step {
+    int work, head, length, q0, k0, high;
+    u32 start;
+  };
+  auto begin = [&](Step& s) {
+    if (s.work >= count) return;
+    const u32* item = items + s.work / p.heads * 2;
+    s.head = s.work % p.heads;
+    s.start = offsets[item[0]];
+    s.length = offsets[item[0] + 1] - s.start;
+    s.q0 = item[1];
+    int low = p.window < 0 ? 0 : max(0, s.q0 - p.window);
+    s.high = p.window < 0 ? s.length : min(s.length, min(s.q0 + 64, s.length) + p.window);
+    s.k0 = low / 64 * 64;
+  };
+  auto load = [&](u32 to, const Step& s, int which, int first) {
+    const T* from = (const T*)p.qkv + (u64)s.start * p.stride + which * width + s.head * p.head_dim;
+#pragma unroll
+    for (int at = thread; at < 64 * PARTS; at += 128) {
+      int r = at / PARTS, c = at % PARTS * 8;
+      bool inside = first + r < s.length;
+      u32 address = to + r * ROW + c * 2;
+      const T* source = from + (u64)(inside ? first + r : 0) * p.stride;
+      if (whole) {
+        bool valid = inside && c < p.head_dim;
+        copy_async(address, source + (valid ? c : 0), valid);
+      } else {
+        u32 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int d = c + 2 * i;
+          float a = inside && d < p.head_dim ? load1(source + d) : 0.f;
+          float b = inside && d + 1 < p.head_dim ? load1(source + d + 1) : 0.f;
+          v[i] = Format<T>::pack(a, b);
+        }
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                     : "memory");
+      }
+    }
+  };
+  // A stage has queries, keys and values; the queries are loaded with a work's first keys.
+  auto fetch = [&](int stage, const Step& s, bool fresh) {
+    u32 to = base + stage * 2 * TILE_BYTES;
+    if (s.work < count) {
+      load(to, s, 1, s.k0);
+      load(to + TILE_BYTES, s, 2, s.k0);
+      if (fresh) load(base + (2 * STAGES + (STAGES == 2 ? s.work / (int)gridDim.x % 2 : 0)) * TILE_BYTES, s, 0, s.q0);
+    }
+    copy_commit();
+  };
+
+  Step now = {}, next;
+  now.work = blockIdx.x;
+  begin(now);
+  bool fresh = true; // these are the work's first keys
+  float out[DIM / 8][4], top[2], sum[2];
+  if (STAGES == 2) fetch(0, now, true);
+  for (int stage = 0; now.work < count; now = next, stage ^= STAGES - 1) {
+    next = now;
+    next.k0 += 64;
+    bool last = next.k0 >= now.high;
+    if (last) {
+      next.work += gridDim.x;
+      begin(next);
+    }
+    if (STAGES == 2) {
+      fetch(stage ^ 1, next, last);
+      copy_wait<1>();
+    } else {
+      fetch(0, now, fresh);
+      copy_wait<0>();
+    }
+    __syncthreads();
+    u32 ks = base + stage * 2 * TILE_BYTES, vs = ks + TILE_BYTES;
+    u32 qs = base + (2 * STAGES + (STAGES == 2 ? now.work / (int)gridDim.x % 2 : 0)) * TILE_BYTES;
+    int query[2] = {now.q0 + warp * 16 + g, now.q0 + warp * 16 + g + 8}, keys = now.length - now.k0;
+    if (fresh) {
+#pragma unroll
+      for (int j = 0; j < DIM / 8; ++j) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0.f;
+      top[0] = top[1] = -1e30f;
+      sum[0] = sum[1] = 0.f;
+    }
+    if (now.q0 + warp * 16 < now.length) {
+      float s[8][4] = {};
+#pragma unroll
+      for (int kk = 0; kk < DIM / 16; ++kk) {
+        u32 a[4];
+        ldmatrix(a, qs + (warp * 16 + lane % 16) * ROW + (2 * kk + lane / 16) * 16);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (16 * j >= keys) break;
+          u32 b[4];
+          ldmatrix(b, ks + (j * 16 + lane % 8 + lane / 16 * 8) * ROW + (2 * kk + lane / 8 % 2) * 16);
+          mma<T>(s[2 * j], a, b[0], b[1]);
+          mma<T>(s[2 * j + 1], a, b[2], b[3]);
+        }
+      }
+      constexpr float LOG2E = 1.4426950408889634f;
+      float scale = p.scale * LOG2E;
+      if (!plain || keys < 64) { // with biases, and the mask where a key is not seen
+        const float* relative = p.relative ? p.relative + (u64)now.head * (2 * p.positions - 1) + p.positions - 1 : nullptr;
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              int key = now.k0 + j * 8 + 2 * t + e;
+              float& v = s[j][2 * h + e];
+              bool seen = key < now.length && (p.window < 0 || abs(key - query[h]) <= p.window);
+              v *= scale;
+              if (relative && seen && query[h] < now.length) v += LOG2E * relative[key - query[h]];
+              if (!seen) v = -1e30f;
+            }
+        scale = 1.f;
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float most = s[0][2 * h];
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) most = fmaxf(most, s[j][2 * h + e]);
+        most = fmaxf(top[h], quad_max(most) * scale);
+        // A row that has seen no key yet has `most` at the mask's own value: nothing counts.
+        float base_value = most <= -1e30f ? 0.f : most;
+        if (!fresh) {
+          float shrink = exp2_fast(top[h] - most);
+          sum[h] *= shrink;
+#pragma unroll
+          for (int j = 0; j < DIM / 8; ++j) {
+            out[j][2 * h] *= shrink;
+            out[j][2 * h + 1] *= shrink;
+          }
+        }
+        top[h] = most;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& v = s[j][2 * h + e];
+            v = exp2_fast(fmaf(v, scale, -base_value));
+            sum[h] += v;
+          }
+      }
+#pragma unroll
+      for (int kk = 0; kk < 4; ++kk) {
+        if (16 * kk >= keys) break;
+        u32 a[4] = {Format<T>::pack(s[2 * kk][0], s[2 * kk][1]), Format<T>::pack(s[2 * kk][2], s[2 * kk][3]),
+                    Format<T>::pack(s[2 * kk + 1][0], s[2 * kk + 1][1]),
+                    Format<T>::pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
+#pragma unroll
+        for (int j = 0; j < DIM / 16; ++j) {
+          u32 b[4];
+          ldmatrix_transposed(b, vs + (kk * 16 + lane % 16) * ROW + (2 * j + lane / 16) * 16);
+          mma<T>(out[2 * j], a, b[0], b[1]);
+          mma<T>(out[2 * j + 1], a, b[2], b[3]);
+        }
+      }
+      if (last) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float factor = 1.f / quad_sum(sum[h]);
+          T* to = (T*)p.context + (u64)(now.start + query[h]) * p.context_stride + now.head * p.head_dim;
+          bool inside = query[h] < now.length;
+#pragma unroll
+          for (int j = 0; j < DIM / 8; j += 4) {
+            u32 w[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) w[i] = Format<T>::pack(out[j + i][2 * h] * factor, out[j + i][2 * h + 1] * factor);
+            if (whole) {
+              quad_transpose(w);
+              int d = (j + t) * 8;
+              if (inside && d < p.head_dim) *(uint4*)(to + d) = make_uint4(w[0], w[1], w[2], w[3]);
+            } else {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                int d = (j + i) * 8 + 2 * t;
+                if (inside && d < p.head_dim) store1(to + d, Format<T>::low(w[i]));
+                if (inside && d + 1 < p.head_dim) store1(to + d + 1, Format<T>::high(w[i]));
+              }
+            }
+          }
+        }
+      }
+    }
+    fresh = last;
+    __syncthreads();
+  }
+}
+
+// Any format and any head up to 256 wide: a warp per query, keys by lanes, then columns by lanes.
+template <class T> DEVICE void attention_plain(const AttentionArgs& p) {
+  __shared__ float queries[4][256];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y;
+  if (blockIdx.x / 16 >= p.batch->items) return;
+  const u32* item = part(p.batch, p.batch->work) + 2 * (blockIdx.x / 16);
+  const u32* offsets = part(p.batch, p.batch->offsets);
+  u32 start = offsets[item[0]];
+  int length = offsets[item[0] + 1] - start, query = item[1] + blockIdx.x % 16 * 4 + warp;
+  if (query >= length) return;
+  int width = p.heads * p.head_dim;
+  const T* base = (const T*)p.qkv + (u64)start * p.stride + head * p.head_dim;
+  for (int d = lane; d < p.head_dim; d += 32) queries[warp][d] = load1(base + (u64)query * p.stride + d);
+  __syncwarp();
+  int low = p.window < 0 ? 0 : max(0, query - p.window);
+  int high = p.window < 0 ? length : min(length, query + p.window + 1);
+  float out[8] = {}, top = -1e30f, sum = 0.f;
+  for (int k0 = low; k0 < high; k0 += 32) {
+    int key = k0 + lane;
+    float score = -1e30f;
+    if (key < high) {
+      const T* k = base + (u64)key * p.stride + width;
+      float dot = 0.f;
+      for (int d = 0; d < p.head_dim; ++d) dot += queries[warp][d] * load1(k + d);
+      score = dot * p.scale;
+      if (p.relative) score += p.relative[(u64)head * (2 * p.positions - 1) + key - query + p.positions - 1];
+    }
+    float most = fmaxf(top, warp_max(score));
+    float shrink = expf(top - most), weight = key < high ? expf(score - most) : 0.f;
+    top = most;
+    sum = sum * shrink + warp_sum(weight);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] *= shrink;
+    int count = min(32, high - k0);
+    for (int j = 0; j < count; ++j) {
+      float share = __shfl_sync(0xffffffffu, weight, j);
+      const T* v = base + (u64)(k0 + j) * p.stride + 2 * width;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (lane + 32 * i < p.head_dim) out[i] += share * load1(v + lane + 32 * i);
+    }
+  }
+  T* to = (T*)p.context + (u64)(start + query) * p.context_stride + head * p.head_dim;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (lane + 32 * i < p.head_dim) store1(to + lane + 32 * i, out[i] / sum);
+}
