@@ -49,7 +49,7 @@ fn tei_v1() {
         let channel = channel(&server).await;
         let mut embed = proto::embed_client::EmbedClient::new(channel.clone());
         let answer = embed.embed(text(TEXTS[0])).await.unwrap();
-        let fingerprint = &answer.metadata()["x-fletcher-fingerprint"];
+        let fingerprint = answer.metadata().get("x-fletcher-fingerprint").unwrap();
         assert_eq!(fingerprint.to_str().unwrap(), server.service.fingerprint());
         let answer = answer.into_inner();
         assert_eq!(answer.embeddings, expected[0]);
