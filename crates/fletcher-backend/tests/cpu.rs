@@ -121,13 +121,20 @@ fn replicas_share_a_call() {
         let (one, two) = (open(1), open(2));
         let texts: Vec<&str> = golden.texts.iter().map(|(text, _)| &text[..]).collect();
         let many: Vec<&str> = (0..600).map(|i| texts[i % texts.len()]).collect();
-        let [expected, found] = [&one, &two].map(|embedder| {
+        let bits = |embedder: &Embedder| {
             let found = embedder.embed(&many, &EmbedOptions::default()).unwrap();
             found.values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>()
-        });
-        assert!(expected == found, "{}", golden.name);
-        let blocks: Vec<u64> = two.devices().iter().map(|device| device.blocks).collect();
-        assert!(blocks.iter().all(|&blocks| blocks > 0), "{}: {blocks:?}", golden.name);
+        };
+        let expected = bits(&one);
+        let blocks = || two.devices().iter().map(|device| device.blocks).collect::<Vec<u64>>();
+        // Where other programs keep one worker from running, the other does all of a call's work.
+        for _ in 0..50 {
+            assert!(expected == bits(&two), "{}", golden.name);
+            if blocks().iter().all(|&blocks| blocks > 0) {
+                break;
+            }
+        }
+        assert!(blocks().iter().all(|&blocks| blocks > 0), "{}: {:?}", golden.name, blocks());
         assert_eq!(one.devices().len(), 1);
     }
 }
