@@ -2,23 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
 import numpy as np
 
+from serving import serving
+
 TEXTS = ["The quick brown fox", "jumps over the lazy dog", "日本語 ✓", "a", "word " * 40]
 KEY = "secret-key"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def embed(binary, texts):
@@ -36,24 +30,9 @@ def same(name, found, expected, exact=True):
 
 
 def main(binary):
-    http, flight = free_port(), free_port()
     expected = embed(binary, TEXTS)
-    env = dict(os.environ, FLETCHER_API_KEY=KEY)
-    server = subprocess.Popen(
-        [binary, "serve", "--http", f"127.0.0.1:{http}", "--flight", f"127.0.0.1:{flight}",
-         "--log-level", "warn"], env=env)
-    try:
-        base = f"http://127.0.0.1:{http}"
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(base + "/readyz")
-                break
-            except OSError:
-                time.sleep(0.05)
+    with serving(binary, FLETCHER_API_KEY=KEY) as (base, flight):
         checks(base, flight, expected)
-    finally:
-        server.terminate()
-        assert server.wait(20) == 0, "the server ends well"
 
 
 def checks(base, flight, expected):

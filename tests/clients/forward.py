@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as fl
+
+from serving import free_port
 
 
 class Store(fl.FlightServerBase):
@@ -58,12 +59,6 @@ class Store(fl.FlightServerBase):
         for chunk in reader:
             self.misbehave()
             self.keep(chunk.data)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Process:

@@ -2,12 +2,11 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
+
+from serving import serving
 
 
 def dump(chromium, url):
@@ -23,18 +22,7 @@ def dump(chromium, url):
 
 
 def main(binary, chromium):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen([binary, "serve", "--http", f"127.0.0.1:{port}", "--log-level", "error"])
-    base = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(base + "/readyz")
-                break
-            except OSError:
-                time.sleep(0.05)
+    with serving(binary) as (base, _):
         page = dump(chromium, base + "/")
         assert 'data-texts="8"' in page, "the eight texts of the page were embedded and drawn"
         said = re.search(r'id="said"[^>]*>([^<]*)', page).group(1)
@@ -45,9 +33,6 @@ def main(binary, chromium):
             assert f"<code>{path}</code>" in docs, path
         print(f"ok   the page says: {said}")
         print("ok   the API page lists the routes")
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@
 """
 
 import json
-import os
-import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +14,7 @@ import pyarrow as pa
 import pyarrow.flight
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from clients import free_port
+from serving import serving
 
 SPANS = []
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -41,19 +38,8 @@ class Collector(BaseHTTPRequestHandler):
 def main(binary):
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
-    http, flight = free_port(), free_port()
-    env = dict(os.environ, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}",
-               OTEL_SERVICE_NAME="embeddings")
-    server = subprocess.Popen([binary, "serve", "--http", f"127.0.0.1:{http}", "--flight", f"127.0.0.1:{flight}",
-                               "--log-level", "warn"], env=env)
-    try:
-        base = f"http://127.0.0.1:{http}"
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(base + "/readyz")
-                break
-            except OSError:
-                time.sleep(0.05)
+    to = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+    with serving(binary, OTEL_SERVICE_NAME="embeddings", **to) as (base, flight):
         body = json.dumps({"input": ["a", "b"]}).encode()
         headers = {"content-type": "application/json", "traceparent": TRACEPARENT}
         urllib.request.urlopen(urllib.request.Request(base + "/v1/embeddings", body, headers)).read()
@@ -66,9 +52,6 @@ def main(binary):
             writer.write_batch(batch)
             writer.done_writing()
             assert reader.read_all().num_rows == 3
-    finally:
-        server.terminate()
-        assert server.wait(20) == 0, "the server ends well"
     ours = [span for span in SPANS if span.trace_id.hex() == TRACE]
     requests = {span.name: span for span in ours if span.kind == span.SPAN_KIND_SERVER}
     assert len(requests) == 2, requests.keys()

@@ -248,7 +248,7 @@ impl ModelFolder {
     pub fn release(&self) {
         for mapping in self.mappings().iter() {
             // SAFETY: a file's mapping, which is read-only.
-            unsafe { pages::release(mapping) };
+            unsafe { pages::release_pages(mapping) };
         }
     }
 

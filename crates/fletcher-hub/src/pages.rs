@@ -7,7 +7,7 @@
 /// # Safety
 /// `bytes` lie in a mapping of a file that was never written through this mapping: another kind of
 /// memory would lose its content.
-pub unsafe fn release(bytes: &[u8]) {
+pub unsafe fn release_pages(bytes: &[u8]) {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: asks for a constant of the system.
@@ -55,12 +55,12 @@ mod tests {
         assert!(mapped[..] == content[..]);
         assert_eq!(resident_kib(&mapped), 1024);
         // SAFETY: the bytes are a file's.
-        unsafe { release(&mapped[1..]) };
+        unsafe { release_pages(&mapped[1..]) };
         assert!(resident_kib(&mapped) <= 64, "{} KiB", resident_kib(&mapped));
         assert!(mapped[..] == content[..]);
         // SAFETY: as above.
-        unsafe { release(&mapped[1..1]) };
+        unsafe { release_pages(&mapped[1..1]) };
         // SAFETY: as above.
-        unsafe { release(&mapped[1..9]) };
+        unsafe { release_pages(&mapped[1..9]) };
     }
 }

@@ -36,7 +36,7 @@ fn open_files(config: &ModelConfig) -> Result<(Model, Box<dyn ModelFiles>), Fail
 
 /// Opens the model and loads it on the device; says which, if the user left the choice.
 #[expect(clippy::print_stderr, reason = "a choice that was made for the user is told")]
-pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
+fn load_files(config: &ModelConfig) -> Result<(Embedder, Box<dyn ModelFiles>), Failure> {
     let (model, files) = open_files(config)?;
     if config.device == DeviceChoice::Auto {
         let chosen = registry::resolve(config.device);
@@ -44,7 +44,21 @@ pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
             eprintln!("fletcher: computing on {chosen} (--device auto)");
         }
     }
-    let embedder = registry::open(config.device, config.precision, model, config.embedder)?;
+    Ok((registry::open(config.device, config.precision, model, config.embedder)?, files))
+}
+
+/// The model on its device.
+pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
+    let (embedder, files) = load_files(config)?;
+    files.release();
+    Ok(embedder)
+}
+
+/// The model on its device, and its fingerprint taken, which reads all of the weights: in a process
+/// that stays, these too should leave memory again.
+pub(crate) fn load_to_stay(config: &ModelConfig) -> Result<Embedder, Failure> {
+    let (embedder, files) = load_files(config)?;
+    embedder.model().fingerprint();
     files.release();
     Ok(embedder)
 }
@@ -105,7 +119,7 @@ impl ModelFiles for Embedded {
     fn release(&self) {
         for (_, bytes) in EMBEDDED_FILES {
             // SAFETY: constants of the program are in a read-only mapping of the program's file.
-            unsafe { fletcher_hub::release(bytes) };
+            unsafe { fletcher_hub::release_pages(bytes) };
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     log_to_stderr(&args);
     let model_config = ModelConfig::resolve(&args.model);
     let config = server_config(&args)?;
-    let embedder = model::load(&model_config)?;
+    let embedder = model::load_to_stay(&model_config)?;
     let text = config::embed_options(&args.text);
     let device = registry::resolve(model_config.device);
     let service = Service::start(
