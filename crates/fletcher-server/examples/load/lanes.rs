@@ -28,14 +28,7 @@ pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let single = json!({ "input": "How far is it from the harbour to the old town?" }).to_string();
     let single = http::post("/v1/embeddings", "application/json", single.as_bytes());
     let bulk = texts::mixed(BULK_TEXTS * 8, options.words, options.seed);
-    let bulk: Arc<Vec<Vec<u8>>> = Arc::new(
-        bulk.chunks(BULK_TEXTS)
-            .map(|texts| {
-                let body = json!({ "input": texts, "encoding_format": "base64" }).to_string();
-                http::post("/v1/embeddings", "application/json", body.as_bytes())
-            })
-            .collect(),
-    );
+    let bulk = Arc::new(texts::requests(&bulk, BULK_TEXTS));
     ask(&server.http, &single, 1.0).await?;
     let (mut unloaded, mut loaded) = (Times::default(), Times::default());
     let (mut bulk_texts, mut bulk_seconds) = (0, 0.0);

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use crate::http::{self, Connection};
+use crate::http::Connection;
 use crate::measure::{self, median, rounded};
 use crate::options::Options;
 use crate::server::Server;
@@ -73,15 +73,7 @@ async fn measure_all(
     folder: &Path,
 ) -> Result<Outcome, Failure> {
     let server = Server::start(options, &[]).await?;
-    let requests: Arc<Vec<Vec<u8>>> = Arc::new(
-        texts
-            .chunks(REQUEST_TEXTS)
-            .map(|texts| {
-                let body = json!({ "input": texts, "encoding_format": "base64" }).to_string();
-                http::post("/v1/embeddings", "application/json", body.as_bytes())
-            })
-            .collect(),
-    );
+    let requests = Arc::new(texts::requests(texts, REQUEST_TEXTS));
     let mut streams = Vec::new();
     for part in texts.chunks(texts.len().div_ceil(STREAMS)) {
         let batches = part.chunks(BATCH_ROWS).map(flight::batch).collect::<Result<_, _>>()?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-use crate::http::{self, Connection};
+use crate::http::Connection;
 use crate::measure::{Times, rounded};
 use crate::options::Options;
 use crate::server::Server;
@@ -36,15 +36,7 @@ struct Fate {
 pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let mut server = Server::start(options, &[]).await?;
     let texts = texts::mixed(REQUEST_TEXTS * 64, options.words, options.seed);
-    let requests: Arc<Vec<Vec<u8>>> = Arc::new(
-        texts
-            .chunks(REQUEST_TEXTS)
-            .map(|texts| {
-                let body = json!({ "input": texts, "encoding_format": "base64" }).to_string();
-                http::post("/v1/embeddings", "application/json", body.as_bytes())
-            })
-            .collect(),
-    );
+    let requests = Arc::new(texts::requests(&texts, REQUEST_TEXTS));
     let capacity = capacity(&server.http, &requests, 3.0).await?;
     let before = server.resident_mib().0;
 

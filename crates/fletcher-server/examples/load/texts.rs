@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::http;
 use crate::mutate::Random;
 
 /// Common words: every one is a token of its own in English vocabularies.
@@ -36,4 +37,13 @@ pub(crate) fn mixed(count: usize, words: usize, seed: u64) -> Vec<String> {
 /// A file that `fletcher embed` reads.
 pub(crate) fn jsonl(texts: &[String]) -> String {
     texts.iter().map(|text| json!({ "text": text }).to_string() + "\n").collect()
+}
+
+/// Requests of `/v1/embeddings` for so many texts each, answered in base64.
+pub(crate) fn requests(texts: &[String], of: usize) -> Vec<Vec<u8>> {
+    let request = |texts: &[String]| {
+        let body = json!({ "input": texts, "encoding_format": "base64" }).to_string();
+        http::post("/v1/embeddings", "application/json", body.as_bytes())
+    };
+    texts.chunks(of).map(request).collect()
 }
