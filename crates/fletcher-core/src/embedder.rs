@@ -8,6 +8,7 @@
 
 mod engine;
 mod run;
+mod scratches;
 mod stages;
 
 pub use engine::DeviceStatus;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 
 use self::engine::{Engine, Replica, Replicas};
 use self::run::{BlockOf, RowIds, Run};
+use self::scratches::Scratches;
 use self::stages::{Stage, StageClock};
 use crate::backend::{Backend, BackendError, PoolOp};
 use crate::encoder::Encoder;
@@ -145,6 +147,7 @@ pub struct Embedder {
     workers: rayon::ThreadPool,
     block_tokens: usize,
     least_tokens: usize,
+    scratches: Scratches,
     clock: StageClock,
 }
 
@@ -216,6 +219,7 @@ impl Embedder {
             workers,
             block_tokens: preferred,
             least_tokens,
+            scratches: Scratches::default(),
             clock: StageClock::default(),
         })
     }
@@ -290,8 +294,11 @@ impl Embedder {
         options: &EmbedOptions,
     ) -> Result<TokenRows, EmbedError> {
         let (prompt, skip) = self.prompted(options)?;
-        let encode = |text: &S| self.model.text.encode(text.as_ref(), prompt, options.overlong);
-        let rows: Vec<Result<TokenIds, TextError>> = match texts.len() <= INLINE_TEXTS {
+        let encode = |text: &S| {
+            let text = text.as_ref();
+            self.scratches.with(|s| self.model.text.encode_with(text, prompt, options.overlong, s))
+        };
+        let rows = match texts.len() <= INLINE_TEXTS {
             true => texts.iter().map(encode).collect(),
             false => self.workers.install(|| texts.par_iter().map(encode).collect()),
         };

@@ -25,6 +25,7 @@ mod screen;
 mod vocab_txt;
 mod vocabulary;
 mod wordpiece;
+mod words;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -183,11 +184,12 @@ enum Runner {
     Crate { tokenizer: Box<PipelineTokenizer>, stand_ins: Option<StandIns> },
 }
 
-/// What an encoder writes between text and ids. One per thread, used again and again, spares an
-/// allocation per text.
+/// What an encoder writes between text and ids, and the words it has met lately. One per thread,
+/// used again and again, spares an allocation per text and most of the work on words.
 #[derive(Default)]
 pub struct TextScratch {
     tokens: Vec<PipelineToken>,
+    wordpiece: wordpiece::Scratch,
 }
 
 impl fmt::Debug for TextScratch {
@@ -295,10 +297,23 @@ impl TextEncoder {
         prompt: &str,
         overlong: Overlong,
     ) -> Result<TokenIds, TextError> {
+        self.encode_with(text, prompt, overlong, &mut TextScratch::default())
+    }
+
+    /// As [`Self::encode`], for those who encode often.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_with(
+        &self,
+        text: &str,
+        prompt: &str,
+        overlong: Overlong,
+        scratch: &mut TextScratch,
+    ) -> Result<TokenIds, TextError> {
         let mut ids = Vec::new();
-        let mut scratch = TextScratch::default();
         let Encoded { truncated, total } =
-            self.encode_into(text, prompt, overlong, &mut scratch, &mut ids)?;
+            self.encode_into(text, prompt, overlong, scratch, &mut ids)?;
         Ok(TokenIds { ids, truncated, total })
     }
 
@@ -333,7 +348,7 @@ impl TextEncoder {
                     (Overlong::Truncate, Cut::End | Cut::EndAtSpaces) => room,
                     _ => usize::MAX,
                 };
-                wordpiece.encode(&input, enough, out);
+                wordpiece.encode(&input, enough, &mut scratch.wordpiece, out);
                 Ok(())
             }
             Runner::Crate { tokenizer, stand_ins } => {
@@ -384,7 +399,9 @@ impl TextEncoder {
         };
         let mut ids = Vec::new();
         match &self.runner {
-            Runner::WordPiece(wordpiece) => wordpiece.encode(&input, usize::MAX, &mut ids),
+            Runner::WordPiece(wordpiece) => {
+                wordpiece.encode(&input, usize::MAX, &mut Default::default(), &mut ids);
+            }
             Runner::Crate { tokenizer, stand_ins } => {
                 let input = match stand_ins {
                     Some(stand_ins) => stand_ins.apply(&input),

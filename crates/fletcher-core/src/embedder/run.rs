@@ -13,7 +13,7 @@ use super::stages::Stage;
 use super::{Embedder, Embedding, Embeddings, RowError};
 use crate::backend::{BackendError, PoolOp};
 use crate::pack::BlockPlan;
-use crate::text::{Overlong, TextError, TextScratch};
+use crate::text::{Overlong, TextError};
 
 /// A slice of texts to tokenise has at most this many bytes (or one longer text): a millisecond's
 /// work at most, and enough to make taking it cheap.
@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         if inline {
             let count = self.texts.count;
             self.lock().next_text = count;
-            self.tokenise(0..count, &mut TextScratch::default());
+            self.tokenise(0..count);
         }
         // What one worker will encode may as well be encoded by this thread.
         let alone = inline && {
@@ -178,11 +178,10 @@ impl<'a> Run<'a> {
         worker: Option<usize>,
         pools: &[PoolOp],
     ) -> Result<Vec<BlockOf<'a>>, BackendError> {
-        let mut scratch = TextScratch::default();
         let mut done = Vec::new();
         while let Some(task) = self.next() {
             match task {
-                Task::Tokenise(rows) => self.tokenise(rows, &mut scratch),
+                Task::Tokenise(rows) => self.tokenise(rows),
                 Task::Encode(rows) => match self.embedder.run_block(worker, rows, pools) {
                     Ok(block) => done.push(block),
                     Err(error) => {
@@ -198,7 +197,6 @@ impl<'a> Run<'a> {
 
     /// A worker without an arena helps until every text is taken.
     fn only_tokenise(&self) {
-        let mut scratch = TextScratch::default();
         loop {
             let slice = {
                 let mut plan = self.lock();
@@ -208,7 +206,7 @@ impl<'a> Run<'a> {
                 }
             };
             match slice {
-                Some(rows) => self.tokenise(rows, &mut scratch),
+                Some(rows) => self.tokenise(rows),
                 None => return,
             }
         }
@@ -255,7 +253,7 @@ impl<'a> Run<'a> {
         (end > start).then_some(start..end)
     }
 
-    fn tokenise(&self, rows: Range<usize>, scratch: &mut TextScratch) {
+    fn tokenise(&self, rows: Range<usize>) {
         // However this ends, those who wait must not wait for it any longer.
         let _done = Done(self);
         let Texts { text, prompt, overlong, .. } = &self.texts;
@@ -263,10 +261,12 @@ impl<'a> Run<'a> {
         let mut ids = Vec::new();
         let mut ends = Vec::with_capacity(rows.len());
         self.embedder.clock.measure(Stage::Tokenise, || {
-            for row in rows.clone() {
-                let done = encoder.encode_into(text(row), prompt, *overlong, scratch, &mut ids);
-                ends.push((ids.len(), done));
-            }
+            self.embedder.scratches.with(|scratch| {
+                for row in rows.clone() {
+                    let done = encoder.encode_into(text(row), prompt, *overlong, scratch, &mut ids);
+                    ends.push((ids.len(), done));
+                }
+            });
         });
         let ids = Arc::new(ids);
         let mut start = 0;

@@ -66,6 +66,16 @@ impl Hash {
         Hash((self.0 ^ u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23))
     }
 
+    /// Writes this hash, and what it becomes after each of the bytes, to the start of `hashes`.
+    pub(super) fn feed_all(self, bytes: &[u8], hashes: &mut [Hash]) {
+        let mut hash = self;
+        for (&byte, place) in bytes.iter().zip(hashes.iter_mut()) {
+            *place = hash;
+            hash = hash.feed(byte);
+        }
+        hashes[bytes.len()] = hash;
+    }
+
     pub(super) fn of(bytes: &[u8]) -> Self {
         bytes.iter().fold(Self::EMPTY, |hash, &byte| hash.feed(byte))
     }

@@ -12,6 +12,7 @@
 //! lower case. Punctuation and marks are those of Unicode 8, as in Python.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value};
 use unicode_categories::UnicodeCategories;
@@ -20,6 +21,7 @@ use unicode_normalization::char::{canonical_combining_class, decompose_canonical
 
 use super::definition::{flag, token_content};
 use super::vocabulary::{Hash, Vocabulary};
+use super::words::{Start, WINDOW, WordCache};
 
 /// Longest word, in characters, that a model may ask to look up.
 const WORD_CHARS_MAX: usize = 255;
@@ -31,6 +33,8 @@ const SPECIAL_START: char = '[';
 /// A tokenizer of BERT's kind.
 #[derive(Debug)]
 pub(super) struct WordPiece {
+    /// No other encoder of this process has it.
+    number: u64,
     vocabulary: Vocabulary,
     /// Special tokens as they are found in texts, the longest first.
     special: Vec<(String, u32)>,
@@ -47,6 +51,8 @@ pub(super) struct WordPiece {
     lowercase: bool,
     /// By byte: one of the codes below, or the byte of the word that it stands for.
     bytes: [u8; 256],
+    /// The ids of punctuation marks of ASCII, each a word of its own.
+    marks: [u32; 128],
     before: Vec<u32>,
     after: Vec<u32>,
 }
@@ -56,12 +62,30 @@ const SPACE: u8 = 1;
 const MARK: u8 = 2;
 const NOT_ASCII: u8 = 3;
 
+/// What one thread needs to encode; best used again and again.
+#[derive(Default)]
+pub(super) struct Scratch {
+    known: WordCache,
+    word: Word,
+}
+
 /// The word being read, and room for the hashes of its beginnings.
 struct Word {
     bytes: [u8; WORD_BYTES_MAX],
     len: usize,
     chars: usize,
     hashes: [Hash; WORD_BYTES_MAX + 1],
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self {
+            bytes: [0; WORD_BYTES_MAX],
+            len: 0,
+            chars: 0,
+            hashes: [Hash::EMPTY; WORD_BYTES_MAX + 1],
+        }
+    }
 }
 
 impl WordPiece {
@@ -90,7 +114,12 @@ impl WordPiece {
                 () => byte as u8,
             };
         }
+        let mark = |byte: u8| vocabulary.find(Hash::of(&[byte]), "", &[byte]);
+        let id = |byte| mark(byte as u8).filter(|_| parts.word_chars_max > 0);
+        let marks = std::array::from_fn(|byte| id(byte).unwrap_or(parts.unknown));
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
         Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             vocabulary,
             special: parts.special,
             unknown: parts.unknown,
@@ -102,6 +131,7 @@ impl WordPiece {
             strip_accents: parts.strip_accents,
             lowercase: parts.lowercase,
             bytes,
+            marks,
             before: parts.before,
             after: parts.after,
         }
@@ -118,14 +148,15 @@ impl WordPiece {
     }
 
     /// Appends the ids of a text, without the frame. Stops soon after `enough` of them.
-    pub(super) fn encode(&self, text: &str, enough: usize, out: &mut Vec<u32>) {
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        enough: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        scratch.known.expect(self.number, text.len());
         let stop = out.len().saturating_add(enough);
-        let mut word = Word {
-            bytes: [0; WORD_BYTES_MAX],
-            len: 0,
-            chars: 0,
-            hashes: [Hash::EMPTY; WORD_BYTES_MAX + 1],
-        };
         let (mut from, mut at) = (0, 0);
         while let Some(found) = text[at..].find(SPECIAL_START) {
             at += found;
@@ -133,7 +164,7 @@ impl WordPiece {
             let special = self.special.iter().find(|(token, _)| rest.starts_with(token.as_str()));
             match special {
                 Some((token, id)) => {
-                    self.plain(&text[from..at], stop, &mut word, out);
+                    self.plain(&text[from..at], stop, scratch, out);
                     out.push(*id);
                     at += token.len();
                     from = at;
@@ -141,15 +172,22 @@ impl WordPiece {
                 None => at += SPECIAL_START.len_utf8(),
             }
         }
-        self.plain(&text[from..], stop, &mut word, out);
+        self.plain(&text[from..], stop, scratch, out);
     }
 
     /// A stretch of text without special tokens.
-    fn plain(&self, text: &str, stop: usize, word: &mut Word, out: &mut Vec<u32>) {
+    fn plain(&self, text: &str, stop: usize, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let Scratch { known, word } = scratch;
+        // A text that was left early may have left a word.
+        (word.len, word.chars) = (0, 0);
         let bytes = text.as_bytes();
         let mut at = 0;
         while at < bytes.len() {
-            match self.bytes[bytes[at] as usize] {
+            if word.chars == 0 {
+                at += self.quick_word(&bytes[at..], known, word, out);
+            }
+            let Some(&byte) = bytes.get(at) else { break };
+            match self.bytes[byte as usize] {
                 REMOVED => {}
                 SPACE => {
                     self.end_word(word, out);
@@ -159,8 +197,7 @@ impl WordPiece {
                 }
                 MARK => {
                     self.end_word(word, out);
-                    word.push_byte(bytes[at]);
-                    self.end_word(word, out);
+                    out.push(self.marks[byte as usize]);
                 }
                 NOT_ASCII => {
                     let end = self.end_of_foreign(bytes, at);
@@ -173,6 +210,37 @@ impl WordPiece {
             at += 1;
         }
         self.end_word(word, out);
+    }
+
+    /// Appends the word of letters and digits that the text begins with, if it is short and what
+    /// ends it is of ASCII too; gives its length, or 0 if there is no such word.
+    #[inline]
+    fn quick_word(
+        &self,
+        text: &[u8],
+        known: &mut WordCache,
+        word: &mut Word,
+        out: &mut Vec<u32>,
+    ) -> usize {
+        let window = text.first_chunk().copied().unwrap_or_else(|| {
+            // The end of the text ends its last word as a space would.
+            let mut window = [b' '; WINDOW];
+            window[..text.len()].copy_from_slice(text);
+            window
+        });
+        let Start { len, word: name } = Start::of(window, self.lowercase);
+        let ends = |byte: &u8| matches!(self.bytes[*byte as usize], SPACE | MARK);
+        if len == 0 || !window.get(len).is_some_and(ends) {
+            return 0;
+        }
+        if !known.find(name, out) {
+            let first = out.len();
+            word.bytes[..WINDOW].copy_from_slice(&name.to_le_bytes());
+            (word.len, word.chars) = (len, len);
+            self.end_word(word, out);
+            known.keep(name, &out[first..]);
+        }
+        len
     }
 
     /// The end of the run at `at` that has to be normalised as a whole: a character that vanishes
@@ -249,7 +317,8 @@ impl WordPiece {
             return;
         }
         let bytes = &word.bytes[..len];
-        match self.vocabulary.find(Hash::of(bytes), "", bytes) {
+        Hash::EMPTY.feed_all(bytes, &mut word.hashes);
+        match self.vocabulary.find(word.hashes[len], "", bytes) {
             Some(id) => out.push(id),
             None => self.pieces(bytes, &mut word.hashes, out),
         }
@@ -257,20 +326,12 @@ impl WordPiece {
 
     /// The longest piece that the word begins with, then the longest that the rest begins with,
     /// and so on; the unknown token if the rest begins with none. The whole word is not a piece.
+    /// `hashes` are those of the word's beginnings, and become those of the rests'.
     fn pieces(&self, word: &[u8], hashes: &mut [Hash], out: &mut Vec<u32>) {
         let first = out.len();
-        let mut start = 0;
-        while start < word.len() {
-            let (prefix, seed) = match start {
-                0 => ("", Hash::EMPTY),
-                _ => (self.prefix.as_str(), self.prefix_hash),
-            };
-            let rest = &word[start..];
+        let (mut rest, mut prefix) = (word, "");
+        loop {
             let longest = rest.len().min(self.piece_bytes_max);
-            hashes[0] = seed;
-            for (at, &byte) in rest[..longest].iter().enumerate() {
-                hashes[at + 1] = hashes[at].feed(byte);
-            }
             let piece = |len: &usize| self.vocabulary.find(hashes[*len], prefix, &rest[..*len]);
             let found = (1..=longest).rev().find_map(|len| Some((len, piece(&len)?)));
             let Some((len, id)) = found else {
@@ -279,7 +340,12 @@ impl WordPiece {
                 return;
             };
             out.push(id);
-            start += len;
+            rest = &rest[len..];
+            if rest.is_empty() {
+                return;
+            }
+            prefix = self.prefix.as_str();
+            self.prefix_hash.feed_all(rest, hashes);
         }
     }
 }
