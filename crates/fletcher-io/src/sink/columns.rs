@@ -53,6 +53,7 @@ impl Columnar {
             State::Waiting(output) => match self.format {
                 SinkFormat::Parquet => {
                     parquet::open(output, schema, &self.columns.context.vector_column)
+                        .map(|writer| -> Box<dyn BatchWriter> { writer })
                 }
                 SinkFormat::ArrowStream => ipc::open_stream(output, schema),
                 _ => ipc::open_file(output, schema),

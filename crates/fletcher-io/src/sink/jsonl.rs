@@ -1,6 +1,8 @@
 //! JSONL: the input's object as it was written, with the vector put before its closing brace.
 
 use std::io::{self, Write};
+use std::ops::Range;
+use std::thread::ScopedJoinHandle;
 
 use arrow::error::ArrowError;
 use arrow::json::WriterBuilder;
@@ -11,16 +13,20 @@ use crate::chunk::{Chunk, Payload, RowError, VectorsView};
 use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::output::Output;
+use crate::sink::threads::{helpers, repanic};
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN};
 
 /// Name of the key that keeps a row which is no object of its own.
 const RAW_COLUMN: &str = "raw";
 
+/// Rows that are worth a thread of their own: some milliseconds' work at small dimensions.
+const ROWS_PER_THREAD: usize = 512;
+
 pub(super) struct Jsonl {
     output: Output,
     context: SinkContext,
-    /// The line in the making.
-    line: Vec<u8>,
+    /// Threads that make lines at the same time.
+    threads: usize,
 }
 
 /// What a line gets beside its own columns.
@@ -32,38 +38,72 @@ struct Added<'a> {
 
 impl Jsonl {
     pub(super) fn new(output: Output, context: SinkContext) -> Self {
-        Self { output, context, line: Vec::new() }
+        Self { output, context, threads: helpers() }
     }
 
-    /// Writes an object with the vector and the error added. `open` is the object without its
+    /// Appends an object with the vector and the error added. `open` is the object without its
     /// closing brace.
-    fn write_line(&mut self, open: &[u8], added: &Added<'_>) -> io::Result<()> {
-        let line = &mut self.line;
-        line.clear();
-        line.extend_from_slice(open);
-        let key = |line: &mut Vec<u8>, name: &str| -> io::Result<()> {
-            if line.trim_ascii_end().last() != Some(&b'{') {
-                line.push(b',');
+    fn add_line(&self, open: &[u8], added: &Added<'_>, lines: &mut Vec<u8>) -> io::Result<()> {
+        let start = lines.len();
+        lines.extend_from_slice(open);
+        let key = |lines: &mut Vec<u8>, name: &str| -> io::Result<()> {
+            if lines[start..].trim_ascii_end().last() != Some(&b'{') {
+                lines.push(b',');
             }
-            serde_json::to_writer(&mut *line, name)?;
-            line.push(b':');
+            serde_json::to_writer(&mut *lines, name)?;
+            lines.push(b':');
             Ok(())
         };
-        key(line, &self.context.vector_column)?;
+        key(lines, &self.context.vector_column)?;
         match added.error {
-            None => serde_json::to_writer(&mut *line, added.vector)?,
+            None => serde_json::to_writer(&mut *lines, added.vector)?,
             Some(error) => {
-                line.extend_from_slice(b"null");
-                key(line, ERROR_COLUMN)?;
-                serde_json::to_writer(&mut *line, error)?;
+                lines.extend_from_slice(b"null");
+                key(lines, ERROR_COLUMN)?;
+                serde_json::to_writer(&mut *lines, error)?;
             }
         }
         if let Some(raw) = added.raw {
-            key(line, RAW_COLUMN)?;
-            serde_json::to_writer(&mut *line, raw)?;
+            key(lines, RAW_COLUMN)?;
+            serde_json::to_writer(&mut *lines, raw)?;
         }
-        line.extend_from_slice(b"}\n");
-        self.output.write_all(line)
+        lines.extend_from_slice(b"}\n");
+        Ok(())
+    }
+
+    /// The lines of some of a chunk's rows.
+    fn lines(&self, rows: &Rows<'_>, range: Range<usize>) -> Result<Vec<u8>, SinkError> {
+        let Rows { chunk, vectors, errors, columns, raw_is_free } = rows;
+        // A number of a vector and its comma take about a dozen bytes.
+        let mut lines = Vec::with_capacity(range.len() * self.context.dim * 12);
+        for index in range {
+            let row = chunk.first_row + index as u64;
+            let start = index * self.context.dim;
+            let raw = chunk.texts[index].as_ref().err().and_then(|error| error.raw.as_deref());
+            let added = Added {
+                vector: &vectors.values[start..start + self.context.dim],
+                error: errors[index].as_deref(),
+                raw: raw.filter(|_| *raw_is_free),
+            };
+            let own;
+            let object: &[u8] = match &chunk.payload {
+                Payload::Texts => {
+                    own = numbered(row, &chunk.texts[index]).map_err(|e| self.context.io(e))?;
+                    &own
+                }
+                Payload::Objects(objects) => match &objects[index].1 {
+                    Some(object) => {
+                        self.check_keys(object, row + 1)?;
+                        object.trim_ascii().as_bytes()
+                    }
+                    None => b"{}",
+                },
+                Payload::Columns(_) => columns.get(index).copied().unwrap_or(b"{}"),
+            };
+            let open = object.strip_suffix(b"}").unwrap_or(object);
+            self.add_line(open, &added, &mut lines).map_err(|e| self.context.io(e))?;
+        }
+        Ok(lines)
     }
 
     /// Refuses an object that already has a key which is to be added.
@@ -84,6 +124,17 @@ impl Jsonl {
 /// An object's keys; its values are not looked at.
 type Keys = std::collections::HashMap<String, serde::de::IgnoredAny>;
 
+/// A chunk on its way to lines.
+struct Rows<'a> {
+    chunk: &'a Chunk,
+    vectors: VectorsView<'a>,
+    errors: Vec<Option<String>>,
+    /// Each row of the input's columns as an object; empty if the input has none.
+    columns: Vec<&'a [u8]>,
+    /// Whether a broken row may be kept in a key of its own.
+    raw_is_free: bool,
+}
+
 impl Sink for Jsonl {
     fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError> {
         let errors = self.context.row_errors(chunk, vectors)?;
@@ -93,36 +144,23 @@ impl Sink for Jsonl {
         };
         // Columns have no broken row but a record of too many fields, which may have a field `raw`.
         let raw_is_free = self.context.vector_column != RAW_COLUMN && !has_raw(&chunk.payload);
-        let mut column_lines = columns.split(|byte| *byte == b'\n');
-        for (index, text) in chunk.texts.iter().enumerate() {
-            let row = chunk.first_row + index as u64;
-            let start = index * self.context.dim;
-            let added = Added {
-                vector: &vectors.values[start..start + self.context.dim],
-                error: errors[index].as_deref(),
-                raw: text
-                    .as_ref()
-                    .err()
-                    .filter(|_| raw_is_free)
-                    .and_then(|error| error.raw.as_deref()),
-            };
-            let own;
-            let object: &[u8] = match &chunk.payload {
-                Payload::Texts => {
-                    own = numbered(row, text).map_err(|e| self.context.io(e))?;
-                    &own
-                }
-                Payload::Objects(objects) => match &objects[index].1 {
-                    Some(object) => {
-                        self.check_keys(object, row + 1)?;
-                        object.trim_ascii().as_bytes()
-                    }
-                    None => b"{}",
-                },
-                Payload::Columns(_) => column_lines.next().unwrap_or(b"{}"),
-            };
-            let open = object.strip_suffix(b"}").unwrap_or(object);
-            self.write_line(open, &added).map_err(|e| self.context.io(e))?;
+        let columns = columns.split(|byte| *byte == b'\n').collect();
+        let rows = Rows { chunk, vectors, errors, columns, raw_is_free };
+        let threads = self.threads.min(chunk.len() / ROWS_PER_THREAD).max(1);
+        let part = chunk.len().div_ceil(threads);
+        let parts = (0..threads).map(|n| n * part..((n + 1) * part).min(chunk.len()));
+        let (sink, rows) = (&*self, &rows);
+        let lines: Result<Vec<_>, _> = match threads {
+            1 => parts.map(|range| sink.lines(rows, range)).collect(),
+            _ => std::thread::scope(|scope| {
+                let spawn = |range| scope.spawn(move || sink.lines(rows, range));
+                let threads: Vec<_> = parts.map(spawn).collect();
+                let join = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(repanic);
+                threads.into_iter().map(join).collect()
+            }),
+        };
+        for lines in lines? {
+            self.output.write_all(&lines).map_err(|e| self.context.io(e))?;
         }
         if self.output.is_stream() {
             self.output.flush().map_err(|e| self.context.io(e))?;
@@ -164,4 +202,40 @@ fn numbered(row: u64, text: &Result<String, RowError>) -> io::Result<Vec<u8>> {
     serde_json::to_writer(&mut object, &text.as_ref().ok())?;
     object.push(b'}');
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::OnError;
+    use crate::sink::SinkTarget;
+
+    #[test]
+    fn lines_are_the_same_and_in_order_by_any_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = 5 * ROWS_PER_THREAD + 3;
+        let text = |row: usize| Ok(format!("{{\"text\":\"{row}\"}}"));
+        let objects = (0..rows).map(|row| (row as u64 + 1, text(row).ok()));
+        let payload = Payload::Objects(objects.collect());
+        let chunk = Chunk { first_row: 0, texts: (0..rows).map(text).collect(), payload };
+        let values: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+        let lines = [1, 2, 5, 8].map(|threads| {
+            let path = folder.path().join(format!("{threads}.jsonl"));
+            let output = Output::create(&SinkTarget::Path(path.clone()), None, "out").unwrap();
+            let context = SinkContext {
+                file: "out".to_owned(),
+                dim: 1,
+                vector_column: "embedding".to_owned(),
+                on_error: OnError::Fail,
+            };
+            let mut sink = Box::new(Jsonl { output, context, threads });
+            sink.write(&chunk, VectorsView { dim: 1, values: &values, errors: &[] }).unwrap();
+            sink.finish().unwrap();
+            std::fs::read_to_string(path).unwrap()
+        });
+        let wanted: String = (0..rows)
+            .map(|row| format!("{{\"text\":\"{row}\",\"embedding\":[{row}.0]}}\n"))
+            .collect();
+        assert!(lines.iter().all(|lines| *lines == wanted));
+    }
 }

@@ -15,6 +15,7 @@ mod npy;
 mod objects;
 mod output;
 mod parquet;
+mod threads;
 
 /// Takes rows with their vectors, in order, and writes them.
 ///
