@@ -29,7 +29,7 @@ const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// Bytes of columns in memory that make a row group. It bounds the writer's memory: a group that
 /// is collected, and for each of [`helpers`] one that is encoded.
-const ROW_GROUP_BYTES: usize = 48 << 20;
+const ROW_GROUP_BYTES: usize = 32 << 20;
 
 pub(super) fn open(
     output: Output,

@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 /// Threads that make lines or column chunks at the same time. A machine of few cores gets one: the
 /// encoder has more use for the others.
 pub(super) fn helpers() -> usize {
-    const MOST: usize = 8;
+    const MOST: usize = 4;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     (cores / 4).clamp(1, MOST)
 }
