@@ -219,7 +219,7 @@ impl Embedder {
             workers,
             block_tokens: preferred,
             least_tokens,
-            scratches: Scratches::default(),
+            scratches: Scratches::new(threads),
             clock: StageClock::default(),
         })
     }
