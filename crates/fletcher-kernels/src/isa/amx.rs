@@ -108,6 +108,8 @@ pub(crate) trait Tiles {
     unsafe fn zero<const TILE: u8>();
     /// Rows of 64 bytes, `stride` bytes apart.
     unsafe fn load<const TILE: u8>(from: *const u8, stride: usize);
+    /// The same for rows that the first cache need not keep: they pass by what it holds.
+    unsafe fn stream<const TILE: u8>(from: *const u8, stride: usize);
     /// Rows of 64 bytes, `stride` bytes apart.
     unsafe fn store<const TILE: u8>(to: *mut u8, stride: usize);
     /// `sums += a * b` for pairs of bfloat16: row `r` of `a` holds the pairs that meet row `i` of
@@ -175,6 +177,15 @@ impl Tiles for Hardware {
         unsafe {
             tiles!(
                 "tileloadd tmm{tile}, [{from} + {stride} * 1]",
+                tile = const TILE, from = in(reg) from, stride = in(reg) stride,
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream<const TILE: u8>(from: *const u8, stride: usize) {
+        unsafe {
+            tiles!(
+                "tileloaddt1 tmm{tile}, [{from} + {stride} * 1]",
                 tile = const TILE, from = in(reg) from, stride = in(reg) stride,
             )
         }

@@ -76,6 +76,10 @@ impl Tiles for Emulated {
             unit.tiles[usize::from(TILE)] = tile;
         });
     }
+    unsafe fn stream<const TILE: u8>(from: *const u8, stride: usize) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { Self::load::<TILE>(from, stride) }
+    }
     unsafe fn store<const TILE: u8>(to: *mut u8, stride: usize) {
         UNIT.with_borrow(|unit| {
             for row in 0..unit.rows(TILE) {

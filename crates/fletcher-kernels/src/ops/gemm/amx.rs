@@ -5,9 +5,15 @@
 //! two of the weight give four tiles of sums, which is one load for a product: loads take half of
 //! the products' time.
 //!
+//! **Caches.** A panel of the weight stays in the first cache for all rows of a block, and the inputs
+//! pass it by: without that hint 384 inputs, whose panel is half of that cache, come from the second
+//! one again and again, and so do the weights, at two thirds of the tiles' speed.
+//!
 //! **Epilogue.** Tiles are stored as 32-bit sums and finished by the vector unit, which would leave
-//! the tile unit idle. So a few rows of the previous unit's epilogue stand behind each step of the
-//! present one, and both run at the same time.
+//! the tile unit idle. So a row or two of the previous unit's epilogue stand behind each product of
+//! the present one, as few instructions as the CPU looks ahead, and both run at the same time. The
+//! epilogues of an encoder's large products are compiled into the loop for that; the others are
+//! called, with more rows behind each step.
 //!
 //! **Edges.** A tile is always whole. At the right edge the packed weight has zeros; the last words
 //! of the inputs are copied to where zeros follow; the last rows are taken together with ones
@@ -18,12 +24,13 @@ use std::arch::x86_64::{_mm512_maskz_loadu_epi8, _mm512_storeu_si512};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::{BLOCK_BYTES, Gemm, Input, Output, Store};
+use super::{Accumulate, Activate, BLOCK_BYTES, Gemm, Input, Output, Store};
 use crate::isa::Lanes;
 use crate::isa::TILE_VECTORS;
 use crate::isa::amx::{Configured, ROW_BYTES, ROW_WORDS, ROWS, Tiles};
 use crate::isa::avx512::Avx512;
 use crate::number::{Bf16, Element, Format, RowScale};
+use crate::ops::activation::{Activation, Function, GeluErf, Identity};
 use crate::ops::gemm::Epilogue;
 use crate::ops::tile::{Pairs, Product, Quads};
 
@@ -34,9 +41,9 @@ type Vector = Avx512<true, true>;
 const PANEL: usize = Vector::WIDTH * TILE_VECTORS;
 /// Rows that are summed at a time.
 const UNIT_ROWS: usize = 2 * ROWS;
-/// Rows that are finished at a time behind a step: few enough to leave no gap between products, and
-/// enough to be worth a call.
-const FINISH_ROWS: usize = UNIT_ROWS / 2;
+/// Rows that are finished at a time behind a step, where the epilogue is called: enough to be worth
+/// it, and few enough to leave no gap between products.
+const CALLED_ROWS: usize = UNIT_ROWS / 2;
 /// Bytes of a panel that a step multiplies: two tiles.
 const STEP_BYTES: usize = ROW_WORDS * PANEL * 4;
 
@@ -57,13 +64,48 @@ pub(crate) unsafe fn gemm<T: Tiles>(g: &mut Gemm<'_>) {
     unsafe {
         match (&mut g.y, g.x) {
             (Output::F32(y), Input::Int8 { scales, .. }) => {
-                panels::<T, f32, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
+                in_f32::<T, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
             }
             (Output::Bf16(y), Input::Int8 { scales, .. }) => {
-                panels::<T, Bf16, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
+                in_bf16::<T, Quads>(y.as_mut_ptr(), scales.as_ptr(), g)
             }
-            (Output::F32(y), _) => panels::<T, f32, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
-            (Output::Bf16(y), _) => panels::<T, Bf16, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
+            (Output::F32(y), _) => in_f32::<T, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
+            (Output::Bf16(y), _) => in_bf16::<T, Pairs>(y.as_mut_ptr(), std::ptr::null(), g),
+        }
+    }
+}
+
+/// The residual stream's epilogue is compiled in.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+unsafe fn in_f32<T: Tiles, P: Product>(y: *mut f32, scales: *const RowScale, g: &Gemm<'_>) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe {
+        match g.epilogue {
+            Epilogue::Accumulate => panels::<T, f32, P, Accumulated>(y, scales, g),
+            _ => panels::<T, f32, P, Called>(y, scales, g),
+        }
+    }
+}
+
+/// The epilogues of a BERT's products are compiled in.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+unsafe fn in_bf16<T: Tiles, P: Product>(y: *mut Bf16, scales: *const RowScale, g: &Gemm<'_>) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe {
+        match g.epilogue {
+            Epilogue::Activate(Activation::Identity) => {
+                panels::<T, Bf16, P, Activated<Identity>>(y, scales, g)
+            }
+            Epilogue::Activate(Activation::GeluErf) => {
+                panels::<T, Bf16, P, Activated<GeluErf>>(y, scales, g)
+            }
+            _ => panels::<T, Bf16, P, Called>(y, scales, g),
         }
     }
 }
@@ -74,7 +116,7 @@ pub(crate) unsafe fn gemm<T: Tiles>(g: &mut Gemm<'_>) {
 /// As [`gemm`]; there are rows; `y` is the output's first element, and `scales` the input's, in
 /// bytes.
 #[inline(always)]
-unsafe fn panels<T: Tiles, E: Element, P: Product>(
+unsafe fn panels<T: Tiles, E: Element, P: Product, F: Finish<E, P>>(
     y: *mut E,
     scales: *const RowScale,
     g: &Gemm<'_>,
@@ -87,7 +129,7 @@ unsafe fn panels<T: Tiles, E: Element, P: Product>(
     let block = (BLOCK_BYTES / (4 * words)).next_multiple_of(UNIT_ROWS);
     let mut sums = [const { Sums([MaybeUninit::uninit(); UNIT_ROWS * PANEL]) }; 2];
     let [mut out, mut finished] = sums.each_mut().map(|sums| sums.0.as_mut_ptr().cast::<f32>());
-    let mut waiting: Option<Waiting<E, P>> = None;
+    let mut waiting = Waiting::<E, P, F>::nothing(g, linear.shape.cols * word_bytes / ROW_BYTES);
     // SAFETY: units are rows of x and y, columns first..first + columns are inside y, and a panel
     // holds packed_words() words of each of its columns.
     unsafe {
@@ -108,20 +150,17 @@ unsafe fn panels<T: Tiles, E: Element, P: Product>(
                         weight: weight.as_ptr().cast(),
                         out,
                     };
-                    let mut meanwhile = |rows| {
-                        if let Some(waiting) = &mut waiting {
-                            waiting.store(rows, g.epilogue);
-                        }
-                    };
                     match (unit.high, wide) {
-                        (Some(_), true) => product.run::<T, P, true, true>(&unit, &mut meanwhile),
-                        (Some(_), false) => product.run::<T, P, true, false>(&unit, &mut meanwhile),
-                        (None, true) => product.run::<T, P, false, true>(&unit, &mut meanwhile),
-                        (None, false) => product.run::<T, P, false, false>(&unit, &mut meanwhile),
+                        (Some(_), true) => {
+                            product.run::<T, _, _, _, true, true>(&unit, &mut waiting)
+                        }
+                        (Some(_), _) => product.run::<T, _, _, _, true, false>(&unit, &mut waiting),
+                        (_, true) => product.run::<T, _, _, _, false, true>(&unit, &mut waiting),
+                        _ => product.run::<T, _, _, _, false, false>(&unit, &mut waiting),
                     }
-                    meanwhile(UNIT_ROWS);
+                    waiting.call(UNIT_ROWS);
                     let at = p * PANEL;
-                    waiting = Some(Waiting(Store {
+                    waiting.store = Store {
                         sums: out.add(unit.skip * PANEL),
                         bias: linear.bias.as_ptr().add(at),
                         steps: linear.steps.as_ptr().wrapping_add(at),
@@ -132,40 +171,150 @@ unsafe fn panels<T: Tiles, E: Element, P: Product>(
                         y: y.add(unit.first * g.y_stride + first),
                         stride: g.y_stride,
                         product: PhantomData,
-                    }));
+                    };
                     std::mem::swap(&mut out, &mut finished);
                 }
             }
             start = end;
         }
-        if let Some(mut waiting) = waiting {
-            waiting.store(UNIT_ROWS, g.epilogue);
-        }
+        waiting.call(UNIT_ROWS);
     }
 }
 
-/// Rows whose sums are there and that are not finished yet.
-struct Waiting<E, P>(Store<E, P>);
+/// An epilogue as a type.
+trait Finish<E, P> {
+    /// Whether it is compiled into the loop over products.
+    const COMPILED: bool;
 
-impl<E: Element, P: Product> Waiting<E, P> {
-    /// Finishes up to `rows` of them.
+    /// Finishes rows of a whole panel, if it is compiled in.
     ///
     /// # Safety
     /// As [`Store::stored`].
+    unsafe fn rows(store: &Store<E, P>);
+}
+
+/// [`Epilogue::Activate`].
+struct Activated<F>(PhantomData<F>);
+/// [`Epilogue::Accumulate`].
+struct Accumulated;
+/// Any epilogue.
+struct Called;
+
+impl<E: Element, P: Product, F: Function> Finish<E, P> for Activated<F> {
+    const COMPILED: bool = true;
+
     #[inline(always)]
-    unsafe fn store(&mut self, rows: usize, epilogue: Epilogue) {
-        let all = &mut self.0;
+    unsafe fn rows(store: &Store<E, P>) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { store.each::<Vector, _>(&Activate::<E, F, P>(store, PhantomData)) }
+    }
+}
+
+impl<E: Element, P: Product> Finish<E, P> for Accumulated {
+    const COMPILED: bool = true;
+
+    #[inline(always)]
+    unsafe fn rows(store: &Store<E, P>) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { store.each::<Vector, _>(&Accumulate::<E, P>(store)) }
+    }
+}
+
+impl<E, P> Finish<E, P> for Called {
+    const COMPILED: bool = false;
+
+    #[inline(always)]
+    unsafe fn rows(_: &Store<E, P>) {}
+}
+
+/// A call, so that no epilogue is compiled into the loop over products by chance.
+///
+/// # Safety
+/// As [`Store::stored`].
+#[inline(never)]
+unsafe fn finish<E: Element, P: Product>(store: &Store<E, P>, epilogue: Epilogue) {
+    // SAFETY: the caller's guarantees are passed on.
+    unsafe { store.stored::<Vector>(epilogue) }
+}
+
+/// Rows whose sums are there and that are not finished yet.
+struct Waiting<E, P, F> {
+    store: Store<E, P>,
+    epilogue: Epilogue,
+    /// Rows to finish behind each product, where the epilogue is compiled in.
+    behind_product: usize,
+    finish: PhantomData<F>,
+}
+
+impl<E: Element, P: Product, F: Finish<E, P>> Waiting<E, P, F> {
+    /// No rows yet; a unit's products take `steps`.
+    #[inline(always)]
+    fn nothing(g: &Gemm<'_>, steps: usize) -> Self {
+        let store = Store {
+            sums: std::ptr::null_mut(),
+            bias: std::ptr::null(),
+            steps: std::ptr::null(),
+            totals: std::ptr::null(),
+            scales: std::ptr::null(),
+            rows: 0,
+            columns: 0,
+            y: std::ptr::null_mut(),
+            stride: g.y_stride,
+            product: PhantomData,
+        };
+        let behind_product = UNIT_ROWS.div_ceil(4 * steps.max(1));
+        Self { store, epilogue: g.epilogue, behind_product, finish: PhantomData }
+    }
+
+    /// Takes up to `rows` of them.
+    #[inline(always)]
+    fn take(&mut self, rows: usize) -> Store<E, P> {
+        let all = &mut self.store;
         let rows = rows.min(all.rows);
-        if rows == 0 {
-            return;
-        }
         let now = Store { rows, ..*all };
         all.rows -= rows;
         all.sums = all.sums.wrapping_add(rows * PANEL);
         all.scales = all.scales.wrapping_add(rows);
         all.y = all.y.wrapping_add(rows * all.stride);
-        // SAFETY: these are some of the rows that the caller guarantees.
-        unsafe { now.stored::<Vector>(epilogue) }
+        now
+    }
+
+    /// Finishes up to `rows` of them in a call.
+    ///
+    /// # Safety
+    /// As [`Store::stored`].
+    #[inline(always)]
+    unsafe fn call(&mut self, rows: usize) {
+        if self.store.rows > 0 {
+            // SAFETY: these are some of the rows that the caller guarantees.
+            unsafe { finish(&self.take(rows), self.epilogue) }
+        }
+    }
+}
+
+/// What the vector unit does while the tile unit multiplies. A trait and no closure, which would not
+/// be compiled for the instruction set.
+trait Meanwhile {
+    /// # Safety
+    /// As [`Store::stored`].
+    unsafe fn behind_product(&mut self);
+}
+
+struct Nothing;
+
+impl Meanwhile for Nothing {
+    #[inline(always)]
+    unsafe fn behind_product(&mut self) {}
+}
+
+impl<E: Element, P: Product, F: Finish<E, P>> Meanwhile for Waiting<E, P, F> {
+    /// Finishes some rows, if the epilogue is compiled in and the panel whole.
+    #[inline(always)]
+    unsafe fn behind_product(&mut self) {
+        if F::COMPILED && self.store.rows > 0 && self.store.columns == PANEL {
+            // SAFETY: these are some of the rows that the caller guarantees.
+            unsafe { F::rows(&Store { columns: PANEL, ..self.take(self.behind_product) }) }
+        }
     }
 }
 
@@ -228,17 +377,22 @@ struct Operands {
 
 impl Operands {
     /// Computes a unit of two tiles of rows, or one if not `TALL`, and two of columns, or one if
-    /// not `WIDE`. After each step, `meanwhile` may finish as many rows as
-    /// it is told.
+    /// not `WIDE`, while waiting rows are finished.
     ///
     /// # Safety
-    /// The thread's tiles are configured; the unit's tiles are rows of the inputs.
+    /// The thread's tiles are configured; the unit's tiles are rows of the inputs; as
+    /// [`Store::stored`] for the waiting rows.
     #[inline(always)]
-    unsafe fn run<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
+    unsafe fn run<T, E, P, F, const TALL: bool, const WIDE: bool>(
         &self,
         unit: &Unit,
-        meanwhile: &mut impl FnMut(usize),
-    ) {
+        waiting: &mut Waiting<E, P, F>,
+    ) where
+        T: Tiles,
+        E: Element,
+        P: Product,
+        F: Finish<E, P>,
+    {
         let (whole, tail) = (self.row_bytes / ROW_BYTES, self.row_bytes % ROW_BYTES);
         let high = unit.high.unwrap_or_default();
         // SAFETY: steps 0..whole are inside rows and panel, and the tail is inside its buffer; the
@@ -252,11 +406,16 @@ impl Operands {
             T::zero::<2>();
             T::zero::<3>();
             for _ in 0..whole {
-                step::<T, P, TALL, WIDE>((a, a_high, self.stride), b);
+                match TALL && WIDE {
+                    true => step::<T, P, TALL, WIDE>((a, a_high, self.stride), b, waiting),
+                    _ => step::<T, P, TALL, WIDE>((a, a_high, self.stride), b, &mut Nothing),
+                }
+                if !(F::COMPILED && TALL && WIDE) {
+                    waiting.call(CALLED_ROWS);
+                }
                 a = a.add(ROW_BYTES);
                 a_high = a_high.add(ROW_BYTES);
                 b = b.add(STEP_BYTES);
-                meanwhile(FINISH_ROWS);
             }
             if tail > 0 {
                 let mut last = [const { MaybeUninit::<[u8; ROW_BYTES]>::uninit() }; UNIT_ROWS];
@@ -269,7 +428,7 @@ impl Operands {
                 }
                 let last = last.as_ptr().cast::<u8>();
                 let last_high = last.add(ROWS * ROW_BYTES);
-                step::<T, P, TALL, WIDE>((last, last_high, ROW_BYTES), b);
+                step::<T, P, TALL, WIDE>((last, last_high, ROW_BYTES), b, &mut Nothing);
             }
             let stride = PANEL * size_of::<f32>();
             let out = self.out.cast::<u8>();
@@ -297,6 +456,7 @@ impl Operands {
 unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
     (a, a_high, stride): (*const u8, *const u8, usize),
     b: *const u8,
+    meanwhile: &mut impl Meanwhile,
 ) {
     macro_rules! dot {
         ($sums:literal, $a:literal, $b:literal) => {
@@ -310,17 +470,21 @@ unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
     unsafe {
         let b_stride = PANEL * size_of::<f32>();
         T::load::<6>(b, b_stride);
-        T::load::<4>(a, stride);
+        T::stream::<4>(a, stride);
         dot!(0, 4, 6);
+        meanwhile.behind_product();
         if WIDE {
             T::load::<7>(b.add(ROW_BYTES), b_stride);
             dot!(1, 4, 7);
+            meanwhile.behind_product();
         }
         if TALL {
-            T::load::<5>(a_high, stride);
+            T::stream::<5>(a_high, stride);
             dot!(2, 5, 6);
+            meanwhile.behind_product();
             if WIDE {
                 dot!(3, 5, 7);
+                meanwhile.behind_product();
             }
         }
     }
