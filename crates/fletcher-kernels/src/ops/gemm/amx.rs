@@ -6,14 +6,14 @@
 //! the products' time.
 //!
 //! **Caches.** A panel of the weight stays in the first cache for all rows of a block, and the inputs
-//! pass it by: without that hint 384 inputs, whose panel is half of that cache, come from the second
-//! one again and again, and so do the weights, at two thirds of the tiles' speed.
+//! pass it by: without that hint a panel of 384 inputs or more, which is half of that cache, and the
+//! inputs push each other out again and again. Few rows stay there themselves.
 //!
 //! **Epilogue.** Tiles are stored as 32-bit sums and finished by the vector unit, which would leave
 //! the tile unit idle. So a row or two of the previous unit's epilogue stand behind each product of
 //! the present one, as few instructions as the CPU looks ahead, and both run at the same time. The
-//! epilogues of an encoder's large products are compiled into the loop for that; the others are
-//! called, with more rows behind each step.
+//! epilogues of an encoder's large products are compiled into the loop for that; the others, and one
+//! that would need many rows behind few products, are called with half a unit behind each step.
 //!
 //! **Edges.** A tile is always whole. At the right edge the packed weight has zeros; the last words
 //! of the inputs are copied to where zeros follow; the last rows are taken together with ones
@@ -100,10 +100,11 @@ unsafe fn in_bf16<T: Tiles, P: Product>(y: *mut Bf16, scales: *const RowScale, g
     unsafe {
         match g.epilogue {
             Epilogue::Activate(Activation::Identity) => {
-                panels::<T, Bf16, P, Activated<Identity>>(y, scales, g)
+                panels::<T, Bf16, P, Activated<Identity, 4>>(y, scales, g)
             }
+            // Two rows of so many instructions are as far as the CPU looks ahead.
             Epilogue::Activate(Activation::GeluErf) => {
-                panels::<T, Bf16, P, Activated<GeluErf>>(y, scales, g)
+                panels::<T, Bf16, P, Activated<GeluErf, 2>>(y, scales, g)
             }
             _ => panels::<T, Bf16, P, Called>(y, scales, g),
         }
@@ -130,6 +131,7 @@ unsafe fn panels<T: Tiles, E: Element, P: Product, F: Finish<E, P>>(
     let mut sums = [const { Sums([MaybeUninit::uninit(); UNIT_ROWS * PANEL]) }; 2];
     let [mut out, mut finished] = sums.each_mut().map(|sums| sums.0.as_mut_ptr().cast::<f32>());
     let mut waiting = Waiting::<E, P, F>::nothing(g, linear.shape.cols * word_bytes / ROW_BYTES);
+    let stays = g.rows <= UNIT_ROWS;
     // SAFETY: units are rows of x and y, columns first..first + columns are inside y, and a panel
     // holds packed_words() words of each of its columns.
     unsafe {
@@ -147,6 +149,7 @@ unsafe fn panels<T: Tiles, E: Element, P: Product, F: Finish<E, P>>(
                         stride: g.x_stride * word_bytes,
                         row_bytes: linear.shape.cols * word_bytes,
                         height: g.rows.min(ROWS),
+                        stays,
                         weight: weight.as_ptr().cast(),
                         out,
                     };
@@ -183,8 +186,8 @@ unsafe fn panels<T: Tiles, E: Element, P: Product, F: Finish<E, P>>(
 
 /// An epilogue as a type.
 trait Finish<E, P> {
-    /// Whether it is compiled into the loop over products.
-    const COMPILED: bool;
+    /// Most rows behind a product that it is compiled into the loop for; 0: it is not.
+    const ROWS_MAX: usize;
 
     /// Finishes rows of a whole panel, if it is compiled in.
     ///
@@ -193,15 +196,20 @@ trait Finish<E, P> {
     unsafe fn rows(store: &Store<E, P>);
 }
 
-/// [`Epilogue::Activate`].
-struct Activated<F>(PhantomData<F>);
+/// [`Epilogue::Activate`], with at most so many rows behind a product.
+struct Activated<F, const ROWS: usize>(PhantomData<F>);
 /// [`Epilogue::Accumulate`].
 struct Accumulated;
 /// Any epilogue.
 struct Called;
 
-impl<E: Element, P: Product, F: Function> Finish<E, P> for Activated<F> {
-    const COMPILED: bool = true;
+impl<E, P, F, const ROWS: usize> Finish<E, P> for Activated<F, ROWS>
+where
+    E: Element,
+    P: Product,
+    F: Function,
+{
+    const ROWS_MAX: usize = ROWS;
 
     #[inline(always)]
     unsafe fn rows(store: &Store<E, P>) {
@@ -211,7 +219,7 @@ impl<E: Element, P: Product, F: Function> Finish<E, P> for Activated<F> {
 }
 
 impl<E: Element, P: Product> Finish<E, P> for Accumulated {
-    const COMPILED: bool = true;
+    const ROWS_MAX: usize = 4;
 
     #[inline(always)]
     unsafe fn rows(store: &Store<E, P>) {
@@ -221,7 +229,7 @@ impl<E: Element, P: Product> Finish<E, P> for Accumulated {
 }
 
 impl<E, P> Finish<E, P> for Called {
-    const COMPILED: bool = false;
+    const ROWS_MAX: usize = 0;
 
     #[inline(always)]
     unsafe fn rows(_: &Store<E, P>) {}
@@ -241,7 +249,7 @@ unsafe fn finish<E: Element, P: Product>(store: &Store<E, P>, epilogue: Epilogue
 struct Waiting<E, P, F> {
     store: Store<E, P>,
     epilogue: Epilogue,
-    /// Rows to finish behind each product, where the epilogue is compiled in.
+    /// Rows to finish behind each product; 0: behind each step instead.
     behind_product: usize,
     finish: PhantomData<F>,
 }
@@ -262,7 +270,8 @@ impl<E: Element, P: Product, F: Finish<E, P>> Waiting<E, P, F> {
             stride: g.y_stride,
             product: PhantomData,
         };
-        let behind_product = UNIT_ROWS.div_ceil(4 * steps.max(1));
+        let rows = UNIT_ROWS.div_ceil(4 * steps.max(1));
+        let behind_product = if rows <= F::ROWS_MAX { rows } else { 0 };
         Self { store, epilogue: g.epilogue, behind_product, finish: PhantomData }
     }
 
@@ -311,7 +320,7 @@ impl<E: Element, P: Product, F: Finish<E, P>> Meanwhile for Waiting<E, P, F> {
     /// Finishes some rows, if the epilogue is compiled in and the panel whole.
     #[inline(always)]
     unsafe fn behind_product(&mut self) {
-        if F::COMPILED && self.store.rows > 0 && self.store.columns == PANEL {
+        if self.store.rows > 0 && self.store.columns == PANEL {
             // SAFETY: these are some of the rows that the caller guarantees.
             unsafe { F::rows(&Store { columns: PANEL, ..self.take(self.behind_product) }) }
         }
@@ -370,6 +379,8 @@ struct Operands {
     row_bytes: usize,
     /// Rows of a tile.
     height: usize,
+    /// Whether the first cache should keep the inputs.
+    stays: bool,
     weight: *const u8,
     /// Rows of a panel's sums.
     out: *mut f32,
@@ -395,40 +406,45 @@ impl Operands {
     {
         let (whole, tail) = (self.row_bytes / ROW_BYTES, self.row_bytes % ROW_BYTES);
         let high = unit.high.unwrap_or_default();
+        let behind = F::ROWS_MAX > 0 && TALL && WIDE && waiting.behind_product > 0;
         // SAFETY: steps 0..whole are inside rows and panel, and the tail is inside its buffer; the
         // second tile of sums starts at most 16 rows below the first.
         unsafe {
-            let mut a = self.inputs.add(unit.low * self.stride);
-            let mut a_high = self.inputs.add(high.0 * self.stride);
+            let mut left = Left {
+                low: self.inputs.add(unit.low * self.stride),
+                high: self.inputs.add(high.0 * self.stride),
+                stride: self.stride,
+                stays: self.stays,
+            };
             let mut b = self.weight;
             T::zero::<0>();
             T::zero::<1>();
             T::zero::<2>();
             T::zero::<3>();
             for _ in 0..whole {
-                match TALL && WIDE {
-                    true => step::<T, P, TALL, WIDE>((a, a_high, self.stride), b, waiting),
-                    _ => step::<T, P, TALL, WIDE>((a, a_high, self.stride), b, &mut Nothing),
-                }
-                if !(F::COMPILED && TALL && WIDE) {
+                if behind {
+                    step::<T, P, TALL, WIDE>(left, b, waiting);
+                } else {
+                    step::<T, P, TALL, WIDE>(left, b, &mut Nothing);
                     waiting.call(CALLED_ROWS);
                 }
-                a = a.add(ROW_BYTES);
-                a_high = a_high.add(ROW_BYTES);
+                left.low = left.low.add(ROW_BYTES);
+                left.high = left.high.add(ROW_BYTES);
                 b = b.add(STEP_BYTES);
             }
             if tail > 0 {
                 let mut last = [const { MaybeUninit::<[u8; ROW_BYTES]>::uninit() }; UNIT_ROWS];
                 for row in 0..self.height {
-                    copy_row(a.add(row * self.stride), tail, last[row].as_mut_ptr());
+                    let at = row * self.stride;
+                    copy_row(left.low.add(at), tail, last[row].as_mut_ptr());
                     if TALL {
-                        let to = last[ROWS + row].as_mut_ptr();
-                        copy_row(a_high.add(row * self.stride), tail, to);
+                        copy_row(left.high.add(at), tail, last[ROWS + row].as_mut_ptr());
                     }
                 }
-                let last = last.as_ptr().cast::<u8>();
-                let last_high = last.add(ROWS * ROW_BYTES);
-                step::<T, P, TALL, WIDE>((last, last_high, ROW_BYTES), b, &mut Nothing);
+                let low = last.as_ptr().cast::<u8>();
+                let high = low.add(ROWS * ROW_BYTES);
+                let left = Left { low, high, stride: ROW_BYTES, stays: true };
+                step::<T, P, TALL, WIDE>(left, b, &mut Nothing);
             }
             let stride = PANEL * size_of::<f32>();
             let out = self.out.cast::<u8>();
@@ -447,14 +463,40 @@ impl Operands {
     }
 }
 
+/// Two tiles of inputs, one below the other.
+#[derive(Clone, Copy)]
+struct Left {
+    low: *const u8,
+    high: *const u8,
+    /// Bytes from a row to the next.
+    stride: usize,
+    /// Whether the first cache should keep them.
+    stays: bool,
+}
+
+impl Left {
+    /// # Safety
+    /// As [`Tiles::load`].
+    #[inline(always)]
+    unsafe fn load<T: Tiles, const TILE: u8>(self, from: *const u8) {
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe {
+            match self.stays {
+                true => T::load::<TILE>(from, self.stride),
+                false => T::stream::<TILE>(from, self.stride),
+            }
+        }
+    }
+}
+
 /// Sixteen words of the sums.
 ///
 /// # Safety
 /// The thread's tiles are configured; the pointers lead to tiles of inputs, and to two of the
-/// weight side by side.
+/// weight side by side; as [`Store::stored`] for what is done meanwhile.
 #[inline(always)]
 unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
-    (a, a_high, stride): (*const u8, *const u8, usize),
+    left: Left,
     b: *const u8,
     meanwhile: &mut impl Meanwhile,
 ) {
@@ -470,7 +512,7 @@ unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
     unsafe {
         let b_stride = PANEL * size_of::<f32>();
         T::load::<6>(b, b_stride);
-        T::stream::<4>(a, stride);
+        left.load::<T, 4>(left.low);
         dot!(0, 4, 6);
         meanwhile.behind_product();
         if WIDE {
@@ -479,7 +521,7 @@ unsafe fn step<T: Tiles, P: Product, const TALL: bool, const WIDE: bool>(
             meanwhile.behind_product();
         }
         if TALL {
-            T::stream::<5>(a_high, stride);
+            left.load::<T, 5>(left.high);
             dot!(2, 5, 6);
             meanwhile.behind_product();
             if WIDE {
