@@ -1,7 +1,8 @@
 //! The same on AMX's tile registers, in bfloat16 with heads of whole tile rows.
 //!
-//! Packed keys and values are the tiles of the right operand as they are. Scores are products of 16
-//! queries with 32 keys at a time, answers those of probabilities with 32 values at a time. The
+//! Packed keys and values are the tiles of the right operand as they are. Scores are products of 32
+//! queries with 32 keys at a time, answers those of probabilities with 32 values at a time: two tiles
+//! by two, as in `gemm`, or one by two for the last few queries. The
 //! keys are cut into such groups from the sequence's start on, whatever a tile's queries see of
 //! them, so that a query's sums do not depend on the others in its tile: a group of zeros adds
 //! nothing.
@@ -21,6 +22,9 @@ type Vector = Avx512<true, true>;
 /// Keys of a panel, and of a step of their values.
 const PANEL: usize = Vector::WIDTH * TILE_VECTORS;
 
+/// Queries that are answered at a time.
+const UNIT_ROWS: usize = 2 * ROWS;
+
 /// Columns of a head that fill a tile's row.
 const ROW_COLUMNS: usize = ROW_BYTES / size_of::<Bf16>();
 
@@ -36,8 +40,9 @@ fn layout(head_dim: usize, tokens: usize) -> Scratch {
     let score_stride = row_stride::<f32>(padded + Vector::WIDTH);
     let values = padded * key_words;
     let scores = values + padded / Format::Bf16.per_word() * head_dim;
-    let queries = scores + ROWS * score_stride;
-    let total = queries + ROWS * key_words;
+    let rows = tokens.min(UNIT_ROWS).next_multiple_of(ROWS);
+    let queries = scores + rows * score_stride;
+    let total = queries + rows * key_words;
     Scratch { key_words, values, scores, score_stride, queries, value_columns: head_dim, total }
 }
 
@@ -108,8 +113,9 @@ unsafe fn attend<T: Tiles>(
 ) {
     let (dim, words) = (a.shape.head_dim, head.layout.key_words);
     let stride = head.layout.score_stride;
-    for query in a.queries.clone().step_by(ROWS) {
-        let rows = ROWS.min(a.queries.end - query);
+    for query in a.queries.clone().step_by(UNIT_ROWS) {
+        let rows = UNIT_ROWS.min(a.queries.end - query);
+        let tall = rows > ROWS;
         let seen = a.keys(query).start / PANEL * PANEL
             ..a.keys(query + rows - 1).end.next_multiple_of(PANEL);
         // SAFETY: rows query..query + rows exist, and others are not read; panels up to the last
@@ -119,7 +125,7 @@ unsafe fn attend<T: Tiles>(
                 start: queries.add(query * a.qkv_stride).cast::<u8>(),
                 stride: a.qkv_stride * size_of::<Bf16>(),
             };
-            if rows < ROWS {
+            if !rows.is_multiple_of(ROWS) {
                 let copy = head.queries.cast::<u8>();
                 for row in 0..rows {
                     let from = left.start.add(row * left.stride);
@@ -130,34 +136,44 @@ unsafe fn attend<T: Tiles>(
             for first in seen.clone().step_by(PANEL) {
                 let right =
                     Operand { start: head.keys.add(first * words).cast(), stride: PANEL * 4 };
-                product::<T>(left, right, words / ROW_WORDS, head.scores.add(first), stride);
+                let to = (head.scores.add(first), stride);
+                match tall {
+                    true => product::<T, true>(left, right, words / ROW_WORDS, to),
+                    false => product::<T, false>(left, right, words / ROW_WORDS, to),
+                }
             }
-            let mut sums = [0.0; 16];
-            Vector::call(&Softmax::<Bf16> {
-                attention: a,
-                head: query_head,
-                query,
-                rows,
-                seen: seen.clone(),
-                scores: head.scores,
-                stride,
-                sums: sums.as_mut_ptr(),
-                element: PhantomData,
-            });
+            let mut sums = [0.0; UNIT_ROWS];
+            for first in (0..rows).step_by(ROWS) {
+                Vector::call(&Softmax::<Bf16> {
+                    attention: a,
+                    head: query_head,
+                    query: query + first,
+                    rows: ROWS.min(rows - first),
+                    seen: seen.clone(),
+                    scores: head.scores.add(first * stride),
+                    stride,
+                    sums: sums.as_mut_ptr().add(first),
+                    element: PhantomData,
+                });
+            }
             let start = seen.start / Format::Bf16.per_word();
             let left = Operand { start: head.scores.add(start).cast(), stride: stride * 4 };
-            let mut answers = Answers([0.0; ROWS * PANEL]);
+            let mut answers = Answers([0.0; UNIT_ROWS * PANEL]);
             for first in (0..dim).step_by(PANEL) {
                 let right = Operand {
                     start: head.values.add(start * head.value_stride + first).cast(),
                     stride: head.value_stride * 4,
                 };
-                product::<T>(left, right, seen.len() / PANEL, answers.0.as_mut_ptr(), PANEL);
+                let answers = (answers.0.as_mut_ptr(), PANEL);
+                match tall {
+                    true => product::<T, true>(left, right, seen.len() / PANEL, answers),
+                    false => product::<T, false>(left, right, seen.len() / PANEL, answers),
+                }
                 let to = context.add((query - a.queries.start) * a.context_stride + first);
                 for (row, sum) in sums.iter().enumerate().take(rows) {
                     let factor = Vector::splat(1.0 / sum);
                     for column in (0..PANEL).step_by(Vector::WIDTH) {
-                        let value = Vector::load(answers.0.as_ptr().add(row * PANEL + column));
+                        let value = Vector::load(answers.0.cast_const().add(row * PANEL + column));
                         let to = to.add(row * a.context_stride + column);
                         Bf16::write(value.mul(factor), to, Vector::WIDTH);
                     }
@@ -167,9 +183,9 @@ unsafe fn attend<T: Tiles>(
     }
 }
 
-/// A tile's answers for a panel of columns, on whole cache lines.
+/// A unit's answers for a panel of columns, on whole cache lines.
 #[repr(align(64))]
-struct Answers([f32; ROWS * PANEL]);
+struct Answers([f32; UNIT_ROWS * PANEL]);
 
 /// Rows of bytes.
 #[derive(Clone, Copy)]
@@ -179,34 +195,46 @@ struct Operand {
     stride: usize,
 }
 
-/// One tile of rows by two of columns: `steps` tiles of the left operand lie side by side, and of
-/// the right one below each other.
+/// One tile of rows, or two if `TALL`, by two of columns: `steps` tiles of the left operand lie side
+/// by side, and of the right one below each other.
 ///
 /// # Safety
 /// The thread's tiles are configured; the operands have 16 rows a tile, and there is room for as
 /// many rows of a panel, `stride` words apart, at `out`.
 #[inline(always)]
-unsafe fn product<T: Tiles>(
+unsafe fn product<T: Tiles, const TALL: bool>(
     left: Operand,
     right: Operand,
     steps: usize,
-    out: *mut f32,
-    stride: usize,
+    (out, stride): (*mut f32, usize),
 ) {
     // SAFETY: the caller guarantees the tiles.
     unsafe {
         T::zero::<0>();
         T::zero::<1>();
+        T::zero::<2>();
+        T::zero::<3>();
         for step in 0..steps {
+            let a = left.start.add(step * ROW_BYTES);
             let b = right.start.add(step * ROWS * right.stride);
-            T::load::<4>(left.start.add(step * ROW_BYTES), left.stride);
             T::load::<6>(b, right.stride);
+            T::load::<4>(a, left.stride);
             T::dot_bf16::<0, 4, 6>();
             T::load::<7>(b.add(ROW_BYTES), right.stride);
             T::dot_bf16::<1, 4, 7>();
+            if TALL {
+                T::load::<5>(a.add(ROWS * left.stride), left.stride);
+                T::dot_bf16::<2, 5, 6>();
+                T::dot_bf16::<3, 5, 7>();
+            }
         }
+        let second = out.add(ROW_WORDS);
         T::store::<0>(out.cast(), stride * 4);
-        T::store::<1>(out.add(ROW_WORDS).cast(), stride * 4);
+        T::store::<1>(second.cast(), stride * 4);
+        if TALL {
+            T::store::<2>(out.add(ROWS * stride).cast(), stride * 4);
+            T::store::<3>(second.add(ROWS * stride).cast(), stride * 4);
+        }
     }
 }
 
