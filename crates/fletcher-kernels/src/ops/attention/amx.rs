@@ -1,11 +1,10 @@
 //! The same on AMX's tile registers, in bfloat16 with heads of whole tile rows.
 //!
 //! Packed keys and values are the tiles of the right operand as they are. Scores are products of 32
-//! queries with 32 keys at a time, answers those of probabilities with 32 values at a time: two tiles
-//! by two, as in `gemm`, or one by two for the last few queries. The
-//! keys are cut into such groups from the sequence's start on, whatever a tile's queries see of
-//! them, so that a query's sums do not depend on the others in its tile: a group of zeros adds
-//! nothing.
+//! queries with 32 keys at a time, answers those of probabilities with 32 values at a time: two
+//! tiles by two, as in `gemm`, or one by two for the last few queries. The keys are cut into such
+//! groups from the sequence's start on, whatever a tile's queries see of them, so that a query's
+//! sums do not depend on the others in its tile: a group of zeros adds nothing.
 
 use std::marker::PhantomData;
 
@@ -195,8 +194,8 @@ struct Operand {
     stride: usize,
 }
 
-/// One tile of rows, or two if `TALL`, by two of columns: `steps` tiles of the left operand lie side
-/// by side, and of the right one below each other.
+/// One tile of rows, or two if `TALL`, by two of columns: `steps` tiles of the left operand lie
+/// side by side, and of the right one below each other.
 ///
 /// # Safety
 /// The thread's tiles are configured; the operands have 16 rows a tile, and there is room for as

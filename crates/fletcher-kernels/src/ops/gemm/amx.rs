@@ -5,15 +5,15 @@
 //! two of the weight give four tiles of sums, which is one load for a product: loads take half of
 //! the products' time.
 //!
-//! **Caches.** A panel of the weight stays in the first cache for all rows of a block, and the inputs
-//! pass it by: without that hint a panel of 384 inputs or more, which is half of that cache, and the
-//! inputs push each other out again and again. Few rows stay there themselves.
+//! **Caches.** A panel of the weight stays in the first cache for all rows of a block, and the
+//! inputs pass it by: without that hint a panel of 384 inputs or more, which is half of that cache,
+//! and the inputs push each other out again and again. Few rows stay there themselves.
 //!
 //! **Epilogue.** Tiles are stored as 32-bit sums and finished by the vector unit, which would leave
 //! the tile unit idle. So a row or two of the previous unit's epilogue stand behind each product of
 //! the present one, as few instructions as the CPU looks ahead, and both run at the same time. The
-//! epilogues of an encoder's large products are compiled into the loop for that; the others, and one
-//! that would need many rows behind few products, are called with half a unit behind each step.
+//! epilogues of an encoder's large products are compiled into the loop for that; the others, and
+//! one that would need many rows behind few products, are called with half a unit behind each step.
 //!
 //! **Edges.** A tile is always whole. At the right edge the packed weight has zeros; the last words
 //! of the inputs are copied to where zeros follow; the last rows are taken together with ones
@@ -301,8 +301,8 @@ impl<E: Element, P: Product, F: Finish<E, P>> Waiting<E, P, F> {
     }
 }
 
-/// What the vector unit does while the tile unit multiplies. A trait and no closure, which would not
-/// be compiled for the instruction set.
+/// What the vector unit does while the tile unit multiplies. A trait and no closure, which would
+/// not be compiled for the instruction set.
 trait Meanwhile {
     /// # Safety
     /// As [`Store::stored`].
