@@ -208,12 +208,14 @@ impl Workload<'_> {
         })
     }
 
-    /// Enough batches in flight for all workers, and one more.
+    /// Enough batches in flight for all workers: one for each, so that none waits for the next
+    /// batch of another, or what their blocks take.
     fn clients(&self) -> usize {
-        let needed = self.embedder.threads() * self.embedder.block_tokens();
+        let threads = self.embedder.threads();
+        let needed = threads * self.embedder.block_tokens();
         // More threads than these would only wait: a GPU's blocks are thousands of rows.
-        let most = 2 * self.embedder.threads();
-        needed.div_ceil(self.batch_rows * self.tokens).min(most) + 1
+        let most = 2 * threads + 1;
+        (needed.div_ceil(self.batch_rows * self.tokens) + 1).max(threads).min(most)
     }
 
     /// Texts end to end: in chunks as in a bulk run, two in flight.
