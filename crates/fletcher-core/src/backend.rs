@@ -252,6 +252,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn arenas(&self, _spec: &EncoderSpec) -> usize {
         self.workers()
     }
+    /// How many arenas beside those are of use for blocks that may not wait for one of them. It
+    /// takes a device that shares its time between blocks by their urgency.
+    fn urgent_arenas(&self) -> usize {
+        0
+    }
     /// How many threads should prepare and finish their work, when the user names no number.
     fn threads(&self) -> usize {
         self.workers()

@@ -41,6 +41,9 @@ pub struct EmbedderConfig {
     pub batch_tokens: usize,
     /// Most bytes to take of a GPU's memory; 0 for all there are.
     pub device_memory: usize,
+    /// Have room for blocks that may not wait until a worker is free, on devices where that is of
+    /// use: see [`Embedder::urgent_blocks`].
+    pub urgent: bool,
 }
 
 /// How to embed one call's texts.
@@ -144,6 +147,8 @@ impl Embeddings {
 pub struct Embedder {
     model: Model,
     replicas: Replicas,
+    /// Arenas beside the workers' own.
+    urgent_blocks: usize,
     workers: rayon::ThreadPool,
     block_tokens: usize,
     least_tokens: usize,
@@ -200,8 +205,13 @@ impl Embedder {
         };
         let arena_tokens = preferred.max(model.max_tokens());
         let least_tokens = backends.iter().map(Backend::least_tokens).max().unwrap_or(1);
+        let urgent = match config.urgent {
+            true => backends.iter().map(Backend::urgent_arenas).min().unwrap_or(0),
+            false => 0,
+        };
         let load = |backend: B| -> Result<Box<dyn Engine>, ModelError> {
-            let arenas = (0..(threads / count).min(backend.arenas(&spec)).max(1))
+            let own = (threads / count).min(backend.arenas(&spec)).max(1);
+            let arenas = (0..own + urgent)
                 .map(|_| backend.plan(&spec, arena_tokens))
                 .collect::<Result<Vec<_>, _>>()?;
             let encoder = Encoder::load(backend, spec.clone(), &loader, model.max_tokens())?;
@@ -216,6 +226,7 @@ impl Embedder {
         Ok(Self {
             model,
             replicas: Replicas::new(replicas),
+            urgent_blocks: urgent * count,
             workers,
             block_tokens: preferred,
             least_tokens,
@@ -251,7 +262,13 @@ impl Embedder {
 
     /// Blocks that can be computed at the same time.
     pub fn concurrent_blocks(&self) -> usize {
-        self.replicas.arenas()
+        self.replicas.arenas() - self.urgent_blocks
+    }
+
+    /// Blocks that can be computed beside those, by workers numbered after theirs, each taking
+    /// time from the others. For what may not wait until one of them is free.
+    pub fn urgent_blocks(&self) -> usize {
+        self.urgent_blocks
     }
 
     /// Worker threads.
@@ -307,7 +324,8 @@ impl Embedder {
 
     /// The vectors of one block of rows, computed on the calling thread: for callers that have
     /// a queue and threads of their own. Such threads are best as many as
-    /// [`Self::concurrent_blocks`], and a block best has about [`Self::block_tokens`] tokens.
+    /// [`Self::concurrent_blocks`] and [`Self::urgent_blocks`], each with a number of its own, and
+    /// a block best has about [`Self::block_tokens`] tokens.
     ///
     /// # Errors
     /// When the device fails.

@@ -62,6 +62,8 @@ impl Lane {
 pub(crate) trait Engine: Send + Sync + 'static {
     /// Blocks that can be computed at once.
     fn workers(&self) -> usize;
+    /// Blocks that can be computed beside those, taking time from them.
+    fn urgent_workers(&self) -> usize;
     /// Tokens that a block should have.
     fn block_tokens(&self) -> usize;
     /// Tokens below which a block is not made smaller to give every worker one.
@@ -80,6 +82,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
 impl Engine for Embedder {
     fn workers(&self) -> usize {
         self.concurrent_blocks()
+    }
+
+    fn urgent_workers(&self) -> usize {
+        self.urgent_blocks()
     }
 
     fn block_tokens(&self) -> usize {
@@ -133,6 +139,14 @@ pub(crate) struct Computed {
     pub(crate) computed: Duration,
 }
 
+/// What a worker takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Any,
+    /// Interactive rows that would wait for another worker's block.
+    Urgent,
+}
+
 /// Threads that take rows from the queue through the engine.
 pub(crate) struct Batcher {
     shared: Arc<Shared>,
@@ -160,7 +174,8 @@ struct State {
     /// Of requests that are admitted and not queued yet.
     reserved_tokens: [usize; 2],
     interactive_run: u32,
-    busy: usize,
+    /// Workers with a block of each lane, by lane; those for urgent blocks are not counted.
+    busy: [usize; 2],
     /// Tokens a second that one worker has done lately; 0 before the first block.
     rate: f64,
     next_id: u64,
@@ -171,6 +186,11 @@ impl State {
     /// Tokens that wait in both lanes.
     fn queued(&self) -> usize {
         self.queued_tokens.iter().sum()
+    }
+
+    /// Workers with a block.
+    fn busy(&self) -> usize {
+        self.busy.iter().sum()
     }
 
     /// Tokens that a new request finds before it.
@@ -205,6 +225,7 @@ struct Part {
 }
 
 struct Block {
+    lane: Lane,
     parts: Vec<Part>,
     skip: usize,
     tokens: usize,
@@ -242,17 +263,21 @@ impl Batcher {
             room: Notify::new(),
             failed: watch::Sender::default(),
         });
+        let urgent = shared.engine.urgent_workers();
         let spawn = |worker: usize| {
             let shared = shared.clone();
+            let duty = if worker < workers { Duty::Any } else { Duty::Urgent };
             let name = format!("fletcher-serve-{worker}");
             let thread = std::thread::Builder::new().name(name);
             let run = move || {
-                step_back(Behind::Connections);
-                shared.run(worker);
+                if duty == Duty::Any {
+                    step_back(Behind::Connections);
+                }
+                shared.run(worker, duty);
             };
             thread.spawn(run).ok()
         };
-        let threads = (0..workers).filter_map(spawn).collect();
+        let threads = (0..workers + urgent).filter_map(spawn).collect();
         Self { shared, threads: Mutex::new(threads) }
     }
 
@@ -455,17 +480,19 @@ impl Shared {
         self.metrics
             .queue_requests
             .set(state.lanes.iter().map(VecDeque::len).sum::<usize>() as i64);
-        self.metrics.busy_workers.set(state.busy as i64);
+        self.metrics.busy_workers.set(state.busy() as i64);
     }
 
     /// One worker's life.
-    fn run(&self, worker: usize) {
+    fn run(&self, worker: usize, duty: Duty) {
         loop {
             let block = {
                 let mut state = self.lock();
                 loop {
-                    if let Some(block) = self.take(&mut state) {
-                        state.busy += 1;
+                    if let Some(block) = self.take(&mut state, duty) {
+                        if duty == Duty::Any {
+                            state.busy[block.lane as usize] += 1;
+                        }
                         self.publish(&state);
                         break block;
                     }
@@ -476,25 +503,35 @@ impl Shared {
                 }
             };
             self.room.notify_waiters();
-            let (tokens, start) = (block.tokens, Instant::now());
+            let (lane, tokens, start) = (block.lane, block.tokens, Instant::now());
             self.compute(worker, block, start);
             let seconds = start.elapsed().as_secs_f64();
             self.metrics.tokens.inc_by(tokens as u64);
             self.metrics.block_seconds.observe(seconds);
             self.metrics.busy_seconds.inc_by(seconds);
             let mut state = self.lock();
-            state.busy -= 1;
+            if duty == Duty::Urgent {
+                // It took time from the others, so its rate is nobody's.
+                continue;
+            }
+            state.busy[lane as usize] -= 1;
             let rate = tokens as f64 / seconds.max(1e-6);
             state.rate = if state.rate == 0.0 { rate } else { 0.9 * state.rate + 0.1 * rate };
             self.publish(&state);
         }
     }
 
-    /// The next block, if any row waits.
-    fn take(&self, state: &mut State) -> Option<Block> {
-        self.expire(state);
-        let waiting = |lane: Lane, state: &State| !state.lanes[lane as usize].is_empty();
-        let lane = match (waiting(Lane::Interactive, state), waiting(Lane::Bulk, state)) {
+    /// The lane whose turn it is with a worker of this duty, if any row waits for it.
+    fn turn(&self, state: &mut State, duty: Duty) -> Option<Lane> {
+        let waiting = |lane: Lane| !state.lanes[lane as usize].is_empty();
+        if duty == Duty::Urgent {
+            // Without bulk in the way there is nobody to take time from but its like.
+            let overtakes = state.busy[Lane::Bulk as usize] > 0;
+            let none_free = state.busy() >= self.engine.workers();
+            let urgent = overtakes && none_free && waiting(Lane::Interactive);
+            return urgent.then_some(Lane::Interactive);
+        }
+        let lane = match (waiting(Lane::Interactive), waiting(Lane::Bulk)) {
             (false, false) => return None,
             (false, true) => Lane::Bulk,
             (true, false) => Lane::Interactive,
@@ -503,15 +540,26 @@ impl Shared {
         };
         match lane {
             Lane::Interactive => state.interactive_run += 1,
-            Lane::Bulk => state.interactive_run = 0,
+            Lane::Bulk => {
+                state.interactive_run = 0;
+                // Those who wait may be urgent now.
+                self.work.notify_all();
+            }
         }
-        let idle = self.engine.workers().saturating_sub(state.busy).max(1);
+        Some(lane)
+    }
+
+    /// The next block, if any row waits for a worker of this duty.
+    fn take(&self, state: &mut State, duty: Duty) -> Option<Block> {
+        self.expire(state);
+        let lane = self.turn(state, duty)?;
+        let idle = self.engine.workers().saturating_sub(state.busy()).max(1);
         let queue = &mut state.lanes[lane as usize];
         let queued = state.queued_tokens[lane as usize];
         let share = queued.div_ceil(idle).max(self.engine.least_tokens());
         let budget = self.engine.block_tokens().min(share).max(1);
         let skip = queue.front()?.skip;
-        let mut block = Block { parts: Vec::new(), skip, tokens: 0 };
+        let mut block = Block { lane, parts: Vec::new(), skip, tokens: 0 };
         // What is left of a request stays in front until its turn is over.
         let (mut front, mut back) = (Vec::new(), None);
         while block.tokens < budget && front.len() < LOOK_AHEAD {

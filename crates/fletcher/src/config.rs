@@ -43,6 +43,7 @@ impl ModelConfig {
                 threads: args.threads.unwrap_or_else(threads),
                 batch_tokens: args.batch_tokens.unwrap_or(0),
                 device_memory: args.device_memory.map_or(0, |mib| mib.saturating_mul(1 << 20)),
+                urgent: false,
             },
         }
     }

@@ -82,6 +82,10 @@ impl Backend for Accelerate {
         self.cpu.workers()
     }
 
+    fn urgent_arenas(&self) -> usize {
+        self.cpu.urgent_arenas()
+    }
+
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
         Ok(Linear {
             weight: source.weight.to_vec(),

@@ -48,6 +48,11 @@ impl Backend for Cpu {
         self.threads
     }
 
+    /// The kernel's scheduler lets a thread of higher priority go first, at any instruction.
+    fn urgent_arenas(&self) -> usize {
+        1
+    }
+
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<kernels::Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
         if self.format == kernels::Format::Int8 && cols > kernels::INT8_INPUTS_MAX {

@@ -8,6 +8,7 @@ use super::*;
 /// An engine whose blocks finish one by one as the test lets them, and are written down.
 struct Gate {
     workers: usize,
+    urgent_workers: usize,
     block_tokens: usize,
     seen: mpsc::Sender<Vec<u32>>,
     open: Mutex<mpsc::Receiver<()>>,
@@ -16,6 +17,10 @@ struct Gate {
 impl Engine for Gate {
     fn workers(&self) -> usize {
         self.workers
+    }
+
+    fn urgent_workers(&self) -> usize {
+        self.urgent_workers
     }
 
     fn block_tokens(&self) -> usize {
@@ -60,7 +65,7 @@ fn bench(block_tokens: usize, limit_tokens: usize) -> Bench {
     let (seen_sender, seen) = mpsc::channel();
     let (open, gate) = mpsc::channel();
     let gate = Mutex::new(gate);
-    let engine = Gate { workers: 1, block_tokens, seen: seen_sender, open: gate };
+    let engine = Gate { workers: 1, urgent_workers: 0, block_tokens, seen: seen_sender, open: gate };
     let metrics = Arc::new(Metrics::new("test", "0"));
     Bench { batcher: Batcher::start(Arc::new(engine), limit_tokens, metrics), seen, open }
 }

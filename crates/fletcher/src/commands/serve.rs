@@ -33,7 +33,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         return Ok(());
     }
     log_to_stderr(&args);
-    let model_config = ModelConfig::resolve(&args.model);
+    let mut model_config = ModelConfig::resolve(&args.model);
+    model_config.embedder.urgent = true;
     let config = server_config(&args)?;
     let embedder = model::load_to_stay(&model_config)?;
     let text = config::embed_options(&args.text);
