@@ -62,10 +62,14 @@ struct Bench {
 }
 
 fn bench(block_tokens: usize, limit_tokens: usize) -> Bench {
+    bench_with(block_tokens, limit_tokens, 0)
+}
+
+fn bench_with(block_tokens: usize, limit_tokens: usize, urgent_workers: usize) -> Bench {
     let (seen_sender, seen) = mpsc::channel();
     let (open, gate) = mpsc::channel();
     let gate = Mutex::new(gate);
-    let engine = Gate { workers: 1, urgent_workers: 0, block_tokens, seen: seen_sender, open: gate };
+    let engine = Gate { workers: 1, urgent_workers, block_tokens, seen: seen_sender, open: gate };
     let metrics = Arc::new(Metrics::new("test", "0"));
     Bench { batcher: Batcher::start(Arc::new(engine), limit_tokens, metrics), seen, open }
 }
@@ -73,6 +77,11 @@ fn bench(block_tokens: usize, limit_tokens: usize) -> Bench {
 impl Bench {
     fn next_block(&self) -> Vec<u32> {
         self.seen.recv_timeout(Duration::from_secs(10)).expect("a block")
+    }
+
+    fn no_block(&self) {
+        let block = self.seen.recv_timeout(Duration::from_millis(100));
+        assert!(block.is_err(), "{block:?} was not to be taken yet");
     }
 
     fn let_go(&self, blocks: usize) {
@@ -125,6 +134,43 @@ async fn interactive_overtakes_and_bulk_does_not_starve() {
     let order: Vec<u32> = (0..7).flat_map(|_| bench.next_block()).collect();
     assert_eq!(order, [10, 11, 12, 2, 13, 14, 3]);
     for ticket in others.into_iter().chain([first]) {
+        ticket.wait(later()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_urgent_worker_takes_what_would_wait_for_a_bulk_block_and_nothing_else() {
+    let bench = bench_with(2, 1000, 1);
+    let bulk = bench.batcher.submit(work(Lane::Bulk, &[1, 2])).unwrap();
+    assert_eq!(bench.next_block(), [1]);
+    bench.no_block();
+    let single = bench.batcher.submit(work(Lane::Interactive, &[10])).unwrap();
+    assert_eq!(bench.next_block(), [10], "while bulk's block is not done");
+    bench.let_go(3);
+    assert_eq!(single.wait(later()).await.unwrap().values, [10.0]);
+    assert_eq!(bulk.wait(later()).await.unwrap().values, [1.0, 2.0]);
+}
+
+#[tokio::test]
+async fn an_urgent_worker_does_not_compete_with_interactive_blocks() {
+    let bench = bench_with(2, 1000, 1);
+    let first = bench.batcher.submit(work(Lane::Interactive, &[1])).unwrap();
+    assert_eq!(bench.next_block(), [1]);
+    let others: Vec<Ticket> =
+        (2..6).map(|id| bench.batcher.submit(work(Lane::Interactive, &[id])).unwrap()).collect();
+    let bulk = bench.batcher.submit(work(Lane::Bulk, &[20])).unwrap();
+    bench.no_block();
+    for expected in [2, 3] {
+        bench.let_go(1);
+        assert_eq!(bench.next_block(), [expected]);
+    }
+    // Now it is bulk's turn, and what is left would wait for it.
+    bench.let_go(1);
+    let mut both = [bench.next_block(), bench.next_block()].concat();
+    both.sort_unstable();
+    assert_eq!(both, [4, 20]);
+    bench.let_go(10);
+    for ticket in others.into_iter().chain([first, bulk]) {
         ticket.wait(later()).await.unwrap();
     }
 }
