@@ -47,9 +47,12 @@ for precision in f32 int8; do pair vs_onnxruntime.py "$minilm" $precision 256 20
 pair vs_pytorch.py "$minilm" f32 192 120
 pair vs_sentence_transformers.py "$minilm" f32 192 120
 if [ -n "$tei" ]; then
-    for model in "$tiny" "$minilm"; do
-        "$python" "$here/vs_tei.py" "$model" --tei "$tei" --rows 512 --texts "$corpus" --text-rows 250 \
-            --fletcher "$fletcher" --record "$record" || echo "   failed"
+    for backend in ort candle; do
+        for model in "$tiny" "$minilm"; do
+            "$python" "$here/vs_tei.py" "$model" --tei "$tei" --tei-backend $backend --rows 512 \
+                --texts "$corpus" --text-rows 250 --fletcher "$fletcher" --record "$record" \
+                || echo "   failed"
+        done
     done
 fi
 (cd "$root" && cargo xtask bench-table)

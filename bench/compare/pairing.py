@@ -270,6 +270,7 @@ def arguments(description: str, precisions: list[str]) -> argparse.Namespace:
     parser.add_argument("--record", type=Path, help="folder to write the record to")
     parser.add_argument("--fletcher", type=Path, default=ROOT / "target/release/fletcher")
     parser.add_argument("--tei", type=Path, help="text-embeddings-router, for vs_tei.py")
+    parser.add_argument("--tei-backend", choices=["ort", "candle"], default="ort")
     args = parser.parse_args()
     args.fletcher_precision = args.fletcher_precision or args.precision.split("-")[0]
     return args

@@ -1,16 +1,35 @@
 """Fletcher beside text-embeddings-inference: a given router binary, over HTTP on this machine.
 
-    python vs_tei.py MODEL --tei PATH/text-embeddings-router [--texts corpus.jsonl] [--record FOLDER]
+    python vs_tei.py MODEL --tei PATH/text-embeddings-router [--tei-backend ort|candle]
+        [--texts corpus.jsonl] [--record FOLDER]
 
 Four requests of 32 texts are in flight; answers are read but not parsed inside the clock. Fletcher is
-called in its own process, so this compares engines and not servers.
+called in its own process, so this compares engines and not servers; `load compare` of
+crates/fletcher-server compares servers.
+
+The router takes its ORT backend where it finds `model.onnx` in the folder (a feature-extraction
+export, with `last_hidden_state`) and candle else; both computed in f32 here. The one of the records
+is version 1.9.3 (0d124dc), built from source with `--features http,candle,mkl,ort,dynamic-linking`
+and Rust 1.95 instead of 1.92, with these changes and none in its code:
+
+- candle is the same commit (6381023) from a path instead of by git; the patch of cudarc, cudarc itself
+  and the test crate `insta`, which come by git too, are left out;
+- link-time optimisation is thin, in 4 code-generation units, instead of fat in 1;
+- MKL is 2024.0.0 and iomp5 its companion, as in the project's image, from the packages `mkl`,
+  `mkl-devel`, `mkl-include` and `intel-openmp`, linked dynamically and without `--as-needed`; with
+  them the image's `libfakeintel.so`, by which MKL takes AVX-512 on other makers' processors too, and
+  its MKL_ENABLE_INSTRUCTIONS;
+- ONNX Runtime is 1.22.0, the version that `ort` 2.0.0-rc.10 binds, from the package `onnxruntime`,
+  linked dynamically (`ORT_LIB_LOCATION`, `ORT_PREFER_DYNAMIC_LINK=1`).
 """
 
 import atexit
 import http.client
 import json
+import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +38,32 @@ import pairing
 import numpy as np
 
 
-class Tei(pairing.Peer):
-    name = "text-embeddings-inference"
+def without_onnx(folder) -> tempfile.TemporaryDirectory:
+    """The same model for candle: links to all but the exports."""
+    links = tempfile.TemporaryDirectory()
+    for path in folder.iterdir():
+        if path.suffix != ".onnx" and path.name != "onnx":
+            os.symlink(path.resolve(), f"{links.name}/{path.name}")
+    return links
 
-    def __init__(self, program, folder) -> None:
+
+class Tei(pairing.Peer):
+    def __init__(self, program, folder, backend) -> None:
+        self.name = f"tei-{backend}"
+        exports = [folder / "model.onnx", folder / "onnx/model.onnx"]
+        if backend == "ort" and not any(path.exists() for path in exports):
+            raise SystemExit(f"{folder} has no model.onnx, so the router would not use ORT")
+        self.links = without_onnx(folder) if backend == "candle" else None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [program, "--model-id", folder, "--port", str(self.port), "--hostname", "127.0.0.1"]
+        read = self.links.name if self.links else folder
+        command = [program, "--model-id", read, "--port", str(self.port), "--hostname", "127.0.0.1"]
         command += ["--pooling", "mean", "--dtype", "float32", "--auto-truncate"]
         command += ["--tokenization-workers", str(pairing.THREADS), "--max-client-batch-size", "64"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": "AVX512_E4"}
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, env=environment, stdout=null, stderr=null)
         atexit.register(self.process.kill)
         self.local, self.callers = threading.local(), ThreadPoolExecutor(4)
         version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split()
@@ -84,4 +118,4 @@ if __name__ == "__main__":
     args = pairing.arguments(__doc__, ["f32"])
     if not args.tei:
         raise SystemExit("--tei names the router's binary")
-    pairing.compare(args, Tei(args.tei, args.model))
+    pairing.compare(args, Tei(args.tei, args.model, args.tei_backend))

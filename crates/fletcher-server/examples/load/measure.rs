@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::options::Options;
+use crate::options::{self, Options};
 
 /// Ticks of the kernel's accounting in a second, on every Linux there is.
 const TICKS: f64 = 100.0;
@@ -140,7 +140,7 @@ pub(crate) fn record(options: &Options, before: &Busy, outcome: &Outcome) -> Val
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         },
         "foreign_share": rounded(before.foreign_share()),
-        "model": options.model,
+        "model": options::bare(&options.model),
         "numbers": outcome.numbers,
         "does_not_hold": outcome.failures,
     })
