@@ -49,7 +49,7 @@ def without_onnx(folder) -> tempfile.TemporaryDirectory:
 
 class Tei(pairing.Peer):
     def __init__(self, program, folder, backend) -> None:
-        self.name = f"tei-{backend}"
+        self.name = {"ort": "TEI ORT", "candle": "TEI candle"}[backend]
         exports = [folder / "model.onnx", folder / "onnx/model.onnx"]
         if backend == "ort" and not any(path.exists() for path in exports):
             raise SystemExit(f"{folder} has no model.onnx, so the router would not use ORT")
