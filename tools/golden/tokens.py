@@ -1,16 +1,21 @@
 """Writes tests/golden/tokens-*.jsonl: what Python's tokenizers make of hostile texts.
 
-    python tokens.py
+    python tokens.py [offsets]
 
 A row is `{"text", "ids", "cut"}`: all ids, and the ids under truncation to CUT tokens, special
 tokens included in both. A text too long to store is `{"piece", "times"}`, and its ids
 `{"count", "sha256"}` over little-endian 32-bit ids.
+
+A row of tests/golden/offsets-*.jsonl is `{"text", "tokens"}`: of each token its id and where it
+begins and ends in the text, in bytes of UTF-8, without the special tokens around the text. With
+`offsets` only these are written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from array import array
 from pathlib import Path
 
@@ -116,8 +121,27 @@ LONG = [
 ]
 
 
+def offsets() -> None:
+    """Where each token stands, for the tokenizers that Fletcher has an encoder for."""
+    for name in ["bert", "bert-cased"]:
+        tokenizer = AutoTokenizer.from_pretrained(GOLDEN / name, local_files_only=True)
+        with (GOLDEN / f"offsets-{name}.jsonl").open("w", encoding="utf-8") as file:
+            for text in [*TEXTS, *HOSTILE]:
+                found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+                # Python counts characters.
+                starts = [0]
+                for character in text:
+                    starts.append(starts[-1] + len(character.encode()))
+                places = zip(found["input_ids"], found["offset_mapping"])
+                row = {"text": text, "tokens": [[i, starts[a], starts[b]] for i, (a, b) in places]}
+                file.write(json.dumps(row, separators=(",", ":"), ensure_ascii=True) + "\n")
+
+
 def main() -> None:
     """One file for each kind of tokenizer."""
+    offsets()
+    if "offsets" in sys.argv:
+        return
     for name in FOLDERS:
         tokenizer = AutoTokenizer.from_pretrained(GOLDEN / name, local_files_only=True)
         rows = [{"text": text} for text in [*TEXTS, *HOSTILE]]

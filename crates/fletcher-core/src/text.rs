@@ -29,6 +29,7 @@ mod words;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -77,6 +78,17 @@ pub struct TokenIds {
     /// Tokens before cutting, special tokens included. Of a text that was cut at its end this is a
     /// lower bound: what is certainly cut off is not tokenised.
     pub total: usize,
+}
+
+/// A token as those see it who look at tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextToken {
+    /// Its id.
+    pub id: u32,
+    /// Whether it was put around the text instead of being found in it.
+    pub added: bool,
+    /// The bytes of the text that it stands for. Only the encoders of this crate know them.
+    pub bytes: Option<Range<usize>>,
 }
 
 /// Why a tokenizer cannot be used, or a text has no ids.
@@ -387,35 +399,34 @@ impl TextEncoder {
         Ok(Encoded { truncated, total })
     }
 
-    /// All the ids of `prompt` and `text`, however many the model takes, with or without the
-    /// special tokens around them: for those who want to see tokens, not vectors.
+    /// All the tokens of a text, however many the model takes, with or without the special tokens
+    /// around them: for those who want to see tokens, not vectors.
     ///
     /// # Errors
     /// When the text cannot be tokenised.
-    pub fn all_ids(&self, text: &str, prompt: &str, special: bool) -> Result<Vec<u32>, TextError> {
-        let input = match prompt.is_empty() {
-            true => Cow::Borrowed(text),
-            false => Cow::Owned([prompt, text].concat()),
-        };
-        let mut ids = Vec::new();
-        match &self.runner {
+    pub fn all_tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, TextError> {
+        let mut tokens: Vec<TextToken> = match &self.runner {
             Runner::WordPiece(wordpiece) => {
-                wordpiece.encode(&input, usize::MAX, &mut Default::default(), &mut ids);
+                let token = |(id, bytes)| TextToken { id, added: false, bytes: Some(bytes) };
+                wordpiece.spans(text).into_iter().map(token).collect()
             }
             Runner::Crate { tokenizer, stand_ins } => {
                 let input = match stand_ins {
-                    Some(stand_ins) => stand_ins.apply(&input),
-                    None => Cow::Borrowed(&*input),
+                    Some(stand_ins) => stand_ins.apply(text),
+                    None => Cow::Borrowed(text),
                 };
                 let mut tokens = Vec::new();
                 tokens_beyond(tokenizer, &input, usize::MAX, usize::MAX, &mut tokens)?;
-                ids.extend_from_slice(PipelineToken::cast_slice(&tokens));
+                let ids = PipelineToken::cast_slice(&tokens).iter();
+                ids.map(|&id| TextToken { id, added: false, bytes: None }).collect()
             }
+        };
+        if special {
+            let added = |&id: &u32| TextToken { id, added: true, bytes: None };
+            tokens.splice(..0, self.before.iter().map(added));
+            tokens.extend(self.after.iter().map(added));
         }
-        Ok(match special {
-            true => [&self.before[..], &ids, &self.after[..]].concat(),
-            false => ids,
-        })
+        Ok(tokens)
     }
 
     /// How many leading tokens of a text belong to its prompt, as sentence-transformers counts

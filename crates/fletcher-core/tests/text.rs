@@ -67,9 +67,12 @@ fn overlong_texts_are_cut_or_refused_just_beyond_the_limit() {
 #[test]
 fn the_beginning_can_be_cut_and_all_tokens_can_be_seen() {
     let encoder = TextEncoder::new(&golden("bert"), 6).unwrap();
-    let all = encoder.all_ids("a b c d e f g", "", true).unwrap();
-    assert_eq!(all.len(), 9);
-    assert_eq!(encoder.all_ids("c d e f g", "a b ", false).unwrap(), all[1..8]);
+    let tokens = encoder.all_tokens("a b c d e f g", true).unwrap();
+    assert_eq!(tokens.len(), 9);
+    assert_eq!(encoder.all_tokens("a b c d e f g", false).unwrap(), tokens[1..8]);
+    assert_eq!((tokens[0].added, &tokens[0].bytes), (true, &None));
+    assert_eq!((tokens[2].added, &tokens[2].bytes), (false, &Some(2..3)));
+    let all: Vec<u32> = tokens.iter().map(|token| token.id).collect();
     let cut = encoder.encode("a b c d e f g", "", Overlong::TruncateBeginning).unwrap();
     assert_eq!(cut.ids, [&all[..1], &all[4..]].concat());
     assert_eq!((cut.truncated, cut.total), (true, 9));

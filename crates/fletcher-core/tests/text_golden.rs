@@ -1,7 +1,8 @@
 //! Token ids against Python's, for every kind of tokenizer, on hostile texts.
 //!
 //! `tests/golden/tokens-*.jsonl` say what `transformers` makes of a text, whole and under
-//! truncation to 12 tokens; `tools/golden/tokens.py` writes them.
+//! truncation to 12 tokens, and `offsets-*.jsonl` where each token stands in it;
+//! `tools/golden/tokens.py` writes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,5 +97,32 @@ fn truncated_texts_have_pythons_ids() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn tokens_stand_where_pythons_stand() {
+    let (mut wrong, mut places) = (Vec::new(), 0);
+    for folder in ["bert", "bert-cased"] {
+        let encoder = TextEncoder::new(&files(folder), usize::MAX).unwrap();
+        let path = golden().join(format!("offsets-{folder}.jsonl"));
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let tokens = encoder.all_tokens(row["text"].as_str().unwrap(), false).unwrap();
+            let got: Vec<[u64; 3]> = tokens
+                .iter()
+                .map(|token| {
+                    let bytes = token.bytes.clone().unwrap();
+                    [u64::from(token.id), bytes.start as u64, bytes.end as u64]
+                })
+                .collect();
+            let expected: Vec<[u64; 3]> = serde_json::from_value(row["tokens"].clone()).unwrap();
+            places += expected.len();
+            if got != expected {
+                wrong.push(format!("{folder}: {row}\n    got {got:?}"));
+            }
+        }
+    }
+    assert!(places > 2_000, "{places}");
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }

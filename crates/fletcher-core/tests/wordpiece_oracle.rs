@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use fletcher_core::text::{Overlong, TextEncoder, TextFiles, TextScratch};
+use fletcher_core::text::{Overlong, TextEncoder, TextFiles, TextScratch, TextToken};
 use serde_json::{Value, json};
 
 fn files(folder: &str) -> TextFiles {
@@ -66,6 +66,14 @@ impl Pair {
         let oracle = self.oracle.encode(text, "", Overlong::Truncate).unwrap();
         assert_eq!(own.truncated, oracle.truncated, "{name}: {text:?}");
         assert_eq!(own.ids, oracle.ids, "{name}: {text:?}");
+        if !own.truncated {
+            let tokens = self.own.all_tokens(text, true).unwrap();
+            let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+            assert_eq!(ids, oracle.ids, "{name}: {text:?}");
+            let part =
+                |token: &TextToken| token.bytes.clone().is_none_or(|b| text.get(b).is_some());
+            assert!(tokens.iter().all(part), "{name}: {text:?}");
+        }
     }
 }
 

@@ -11,6 +11,8 @@
 //! then, as the model says, accents are stripped (NFD, less nonspacing marks) and letters become
 //! lower case. Punctuation and marks are those of Unicode 8, as in Python.
 
+mod spans;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -78,12 +78,13 @@ impl Tei {
         let inputs = one(request.inputs);
         let (special, prompt) = (request.add_special_tokens, request.prompt_name);
         let lists = tokens(&self.service, inputs, special, prompt).await?;
+        let place = |at: usize| u32::try_from(at).ok();
         let token = |token: crate::http::tei::Token| SimpleToken {
             id: token.id,
             text: token.text,
             special: token.special,
-            start: None,
-            stop: None,
+            start: token.bytes.as_ref().and_then(|bytes| place(bytes.start)),
+            stop: token.bytes.as_ref().and_then(|bytes| place(bytes.end)),
         };
         Ok(EncodeResponse { tokens: lists.into_iter().flatten().map(token).collect() })
     }

@@ -3,11 +3,13 @@
 //! As there, vectors are given unit length unless `normalize` is false, token ids are taken as they
 //! are, and `POST /` is `/embed` (or `/similarity`, by the shape of its inputs).
 
+use std::ops::Range;
+
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use fletcher_core::embedder::Prompt;
-use fletcher_core::text::Overlong;
+use fletcher_core::text::{Overlong, TextToken};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -177,11 +179,13 @@ pub(super) async fn similarity(app: App, call: Call) -> Result<Response, Request
     Ok(with_timings(&app, response, answer.characters, answer.tokens(), answer.timings))
 }
 
-/// A token as TEI describes it; where it begins and ends in the text is not known.
+/// A token as TEI describes it: its part of the text, prompt included, and where that begins and
+/// ends in bytes. Where that is not known it is the vocabulary's piece, as for a special token.
 pub(crate) struct Token {
     pub(crate) id: u32,
     pub(crate) text: String,
     pub(crate) special: bool,
+    pub(crate) bytes: Option<Range<usize>>,
 }
 
 /// The tokens of each input, untruncated.
@@ -196,19 +200,33 @@ pub(crate) async fn tokens(
         let model = service.embedder().model();
         let prompt = prompt.map_or(service.config().prompt.clone(), Prompt::Named);
         let prompt = service.embedder().prompt_text(&prompt)?;
-        let describe = |id: u32| Token {
-            id,
-            text: model.text().token(id).unwrap_or_default(),
-            special: model.text().special_ids().binary_search(&id).is_ok(),
+        let describe = |TextToken { id, added, bytes }: TextToken, text: &str| {
+            let found = bytes.as_ref().and_then(|bytes| text.get(bytes.clone()));
+            let piece = || model.text().token(id).unwrap_or_default();
+            let is_special = || model.text().special_ids().binary_search(&id).is_ok();
+            Token {
+                id,
+                text: found.map_or_else(piece, str::to_owned),
+                // One that the text spells out is part of the text.
+                special: added || bytes.is_none() && is_special(),
+                bytes,
+            }
         };
         let one = |index: usize| {
-            let ids = match inputs.get(index) {
-                Input::Text(text) => model.text().all_ids(text, prompt, special),
-                Input::Ids(ids) => Ok(ids.to_vec()),
-                Input::Null => Ok(Vec::new()),
-            };
             let failed = |error| RequestError::Item { index, error: ItemError::from(error) };
-            Ok(ids.map_err(failed)?.into_iter().map(describe).collect())
+            let (text, tokens) = match inputs.get(index) {
+                Input::Text(text) => {
+                    let text = [prompt, text].concat();
+                    let tokens = model.text().all_tokens(&text, special).map_err(failed)?;
+                    (text, tokens)
+                }
+                Input::Ids(ids) => {
+                    let token = |&id| TextToken { id, added: false, bytes: None };
+                    (String::new(), ids.iter().map(token).collect())
+                }
+                Input::Null => (String::new(), Vec::new()),
+            };
+            Ok(tokens.into_iter().map(|token| describe(token, &text)).collect())
         };
         (0..inputs.len()).map(one).collect()
     })
@@ -228,8 +246,9 @@ pub(super) async fn tokenize(app: App, call: Call) -> Result<Response, RequestEr
     let (special, prompt) = (request.add_special_tokens, request.prompt_name);
     let tokens = tokens(&app.service, inputs, special, prompt).await?;
     let describe = |token: &Token| {
-        let Token { id, text, special } = token;
-        json!({ "id": id, "text": text, "special": special, "start": null, "stop": null })
+        let Token { id, text, special, bytes } = token;
+        let (start, stop) = (bytes.as_ref().map(|b| b.start), bytes.as_ref().map(|b| b.end));
+        json!({ "id": id, "text": text, "special": special, "start": start, "stop": stop })
     };
     let lists: Vec<Vec<Value>> =
         tokens.iter().map(|tokens| tokens.iter().map(describe).collect()).collect();
