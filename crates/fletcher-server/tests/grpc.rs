@@ -77,8 +77,9 @@ fn tei_v1() {
         let tokens = tokenize.tokenize(encode).await.unwrap().into_inner().tokens;
         assert_eq!(all.token_embeddings.len(), tokens.len());
         assert!(tokens[0].special && tokens[0].text == "[CLS]" && tokens[0].start.is_none());
-        assert_eq!((tokens[1].start, tokens[1].text.as_str()), (Some(0), "jumps"));
-        assert_eq!(tokens[1].stop, Some(5));
+        let found = &tokens[1..tokens.len() - 1];
+        assert_eq!(found.iter().map(|token| &token.text[..]).collect::<String>(), "jumps");
+        assert_eq!((found[0].start, found[found.len() - 1].stop), (Some(0), Some(5)));
         let ids = tokens.iter().map(|token| token.id).collect();
         let decode = proto::DecodeRequest { ids, skip_special_tokens: true };
         assert_eq!(tokenize.decode(decode).await.unwrap().into_inner().text, "jumps");

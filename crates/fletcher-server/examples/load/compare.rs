@@ -135,15 +135,7 @@ pub(crate) async fn run(options: &Options) -> Result<Outcome, Failure> {
     let peer = Peer::open(options).await?;
     peer.wait().await?;
     let texts = texts::mixed(options.texts, options.words, options.seed);
-    let requests: Arc<Vec<Vec<u8>>> = Arc::new(
-        texts
-            .chunks(REQUEST_TEXTS)
-            .map(|texts| {
-                let body = json!({ "inputs": texts, "truncate": true }).to_string();
-                http::post("/embed", "application/json", body.as_bytes())
-            })
-            .collect(),
-    );
+    let requests = Arc::new(texts::tei_requests(&texts, REQUEST_TEXTS));
     let mut own = Vec::new();
     for precision in options.precisions.split(',') {
         let server = Server::start(options, &["--precision", precision]).await?;

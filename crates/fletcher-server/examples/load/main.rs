@@ -7,7 +7,7 @@
 //!
 //! | command | what is measured or tried |
 //! |---|---|
-//! | `overhead` | texts per second of `fletcher embed`, of HTTP with base64 and of Flight, in turns |
+//! | `overhead` | texts per second of `fletcher embed`, of HTTP (base64; decimal) and of Flight, in turns |
 //! | `lanes` | how long a single text takes, alone and while bulk requests saturate the server |
 //! | `overload` | ten times the capacity for a minute: who is refused how fast, and the memory |
 //! | `compare` | TEI's router beside Fletcher, both over HTTP |

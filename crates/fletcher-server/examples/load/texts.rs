@@ -47,3 +47,12 @@ pub(crate) fn requests(texts: &[String], of: usize) -> Vec<Vec<u8>> {
     };
     texts.chunks(of).map(request).collect()
 }
+
+/// Requests of TEI's `/embed` for so many texts each, answered in decimal numbers.
+pub(crate) fn tei_requests(texts: &[String], of: usize) -> Vec<Vec<u8>> {
+    let request = |texts: &[String]| {
+        let body = json!({ "inputs": texts, "truncate": true }).to_string();
+        http::post("/embed", "application/json", body.as_bytes())
+    };
+    texts.chunks(of).map(request).collect()
+}
