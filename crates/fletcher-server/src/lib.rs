@@ -42,4 +42,4 @@ pub use http::HttpConfig;
 pub use listen::{Address, ConnectionLimits};
 pub use server::{Server, ServerConfig};
 pub use service::{Service, ServiceConfig};
-pub use trace::TraceConfig;
+pub use trace::{TraceConfig, TraceProtocol};

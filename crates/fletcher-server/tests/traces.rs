@@ -8,9 +8,14 @@ use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use common::Setup;
-use fletcher_server::TraceConfig;
 use fletcher_server::grpc::proto;
+use fletcher_server::{TraceConfig, TraceProtocol};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use prost::Message;
 use serde_json::json;
 
@@ -108,10 +113,41 @@ fn collector() -> (String, Receiver<(String, Vec<u8>)>) {
     (address, receiver)
 }
 
+/// A collector that speaks gRPC: what stood in the header `authorization`, and the message.
+fn grpc_collector() -> (String, Receiver<(String, Vec<u8>)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = channel();
+    let take = move |headers: HeaderMap, body: Bytes| async move {
+        let key = headers["authorization"].to_str().unwrap().to_owned();
+        // Behind a byte for compression and four for the length.
+        let _ = sender.send((key, body[5..].to_vec()));
+        let end = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+        let frames = [Frame::data(Bytes::from_static(&[0; 5])), Frame::trailers(end)];
+        let frames = futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>));
+        let body = Body::new(StreamBody::new(frames));
+        Response::builder().header("content-type", "application/grpc").body(body).unwrap()
+    };
+    let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    let routes = axum::Router::new().route(path, axum::routing::post(take));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let connections = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            let server = tonic::transport::Server::builder().add_routes(routes.into());
+            server.serve_with_incoming(connections).await.unwrap();
+        });
+    });
+    (address, receiver)
+}
+
 fn traced(endpoint: String, ratio: f64) -> Setup {
     let mut setup = Setup::default();
     let headers = vec!["authorization=Bearer%20abc".to_owned()];
-    setup.server.traces = Some(TraceConfig { endpoint, service: "test".into(), headers, ratio });
+    let (service, protocol) = ("test".to_owned(), TraceProtocol::HttpProtobuf);
+    setup.server.traces = Some(TraceConfig { endpoint, protocol, service, headers, ratio });
     setup
 }
 
@@ -197,13 +233,41 @@ fn stages_are_spans_below_the_request() {
     assert_eq!(ids.len(), all, "every span has an id of its own");
 }
 
+#[test]
+fn a_collector_may_speak_grpc() {
+    let (endpoint, sent) = grpc_collector();
+    let mut setup = traced(endpoint, 1.0);
+    setup.server.traces.as_mut().unwrap().protocol = TraceProtocol::Grpc;
+    let mut server = setup.start();
+    // The second comes after the first has been sent: on a connection of its own.
+    for _ in 0..2 {
+        server.post("/embed", &json!({ "inputs": "a" })).ok();
+        let (key, message) = sent.recv_timeout(Duration::from_secs(20)).expect("spans");
+        assert_eq!(key, "Bearer abc");
+        let export = Export::decode(&message[..]).unwrap();
+        let spans: Vec<&Span> =
+            export.resources.iter().flat_map(|r| &r.scopes).flat_map(|s| &s.spans).collect();
+        let count = |name: &str| spans.iter().filter(|span| span.name == name).count();
+        assert_eq!((count("POST /embed"), count("encode")), (1, 1));
+    }
+    let metrics = server.get("/metrics").ok().text();
+    let sent = metrics.lines().find(|line| line.contains("spans") && line.contains("\"sent\""));
+    assert!(sent.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
+    server.signal_stop();
+    server.wait();
+}
+
 /// Nobody listens, or somebody listens and never answers: requests are served all the same.
 #[test]
 fn a_collector_that_is_down_holds_nothing_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for address in [closed, silent.local_addr().unwrap()] {
-        let server = traced(format!("http://{address}"), 1.0).start();
+    let silent = silent.local_addr().unwrap();
+    let (http, grpc) = (TraceProtocol::HttpProtobuf, TraceProtocol::Grpc);
+    for (address, protocol) in [(closed, http), (silent, http), (closed, grpc), (silent, grpc)] {
+        let mut setup = traced(format!("http://{address}"), 1.0);
+        setup.server.traces.as_mut().unwrap().protocol = protocol;
+        let server = setup.start();
         let begin = std::time::Instant::now();
         for _ in 0..1000 {
             server.get("/livez").ok();

@@ -297,11 +297,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
     pub(crate) forward_timeout: u64,
 
-    /// Send traces to this collector, by OTLP over HTTP: http://HOST:4318
+    /// Send traces to this collector, by OTLP: http://HOST:4318
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub(crate) otlp_endpoint: Option<String>,
 
-    /// Protocol to the collector; there is this one only
+    /// Protocol to the collector: http/protobuf, or grpc (http://HOST:4317, not encrypted)
     #[arg(long, value_name = "NAME", default_value = "http/protobuf")]
     #[arg(env = "OTEL_EXPORTER_OTLP_PROTOCOL")]
     pub(crate) otlp_protocol: String,

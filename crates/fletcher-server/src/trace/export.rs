@@ -4,7 +4,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::{Span, TraceConfig, wire};
+use axum::http::uri::PathAndQuery;
+use prost::Message as _;
+use tokio::runtime::Runtime;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+use tonic::transport::Endpoint;
+use tonic_prost::ProstCodec;
+
+use super::wire::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use super::{Span, TraceConfig, TraceProtocol, wire};
 use crate::error::ServeError;
 use crate::metrics::Metrics;
 
@@ -28,10 +36,20 @@ pub(super) struct Exporter {
     metrics: Arc<Metrics>,
 }
 
+/// How the collector is reached.
+enum Way {
+    Http { agent: ureq::Agent, url: String, headers: Vec<(String, String)> },
+    Grpc { runtime: Runtime, endpoint: Endpoint, headers: Vec<Pair> },
+}
+
+type Pair = (AsciiMetadataKey, AsciiMetadataValue);
+
+/// What OTLP calls its one method.
+const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
 struct Collector {
-    agent: ureq::Agent,
+    way: Way,
     url: String,
-    headers: Vec<(String, String)>,
     service: String,
     metrics: Arc<Metrics>,
     warned: Option<Instant>,
@@ -55,10 +73,17 @@ impl Exporter {
             let value = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
             Ok::<_, ServeError>((name.trim().to_owned(), value.into_owned()))
         };
+        let headers = config.headers.iter().map(header).collect::<Result<Vec<_>, _>>()?;
+        let way = match config.protocol {
+            TraceProtocol::HttpProtobuf => {
+                let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
+                Way::Http { agent: agent.into(), url: format!("{endpoint}/v1/traces"), headers }
+            }
+            TraceProtocol::Grpc => grpc(endpoint, &headers).map_err(bad)?,
+        };
         let collector = Collector {
-            agent: ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().into(),
-            url: format!("{endpoint}/v1/traces"),
-            headers: config.headers.iter().map(header).collect::<Result<_, _>>()?,
+            way,
+            url: endpoint.to_owned(),
             service: config.service.clone(),
             metrics: metrics.clone(),
             warned: None,
@@ -127,19 +152,85 @@ impl Collector {
         if count == 0 {
             return;
         }
-        let mut request = self.agent.post(&self.url).content_type("application/x-protobuf");
-        for (name, value) in &self.headers {
-            request = request.header(name, value);
-        }
-        match request.send(wire::request(&self.service, spans)) {
-            Ok(_) => self.metrics.spans("sent", count),
+        match self.way.send(wire::request(&self.service, spans)) {
+            Ok(()) => self.metrics.spans("sent", count),
             Err(error) => {
                 self.metrics.spans("failed", count);
                 if self.warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
                     self.warned = Some(Instant::now());
-                    tracing::warn!(%error, url = self.url, "the collector does not take traces");
+                    tracing::warn!(error, url = self.url, "the collector does not take traces");
                 }
             }
         }
+    }
+}
+
+/// Prepares calls; says what is wrong.
+fn grpc(url: &str, headers: &[(String, String)]) -> Result<Way, String> {
+    if !url.starts_with("http://") {
+        return Err(format!(
+            "traces over gRPC are not encrypted: `{url}` must be http://HOST:PORT"
+        ));
+    }
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("`{url}`: {e}"))?;
+    let pair = |(name, value): &(String, String)| {
+        let key = name.to_ascii_lowercase().parse::<AsciiMetadataKey>();
+        let key = key.map_err(|_| format!("`{name}` cannot be a header's name"))?;
+        let value = value.parse().map_err(|_| format!("{name}: that cannot be its value"))?;
+        Ok::<Pair, String>((key, value))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(Way::Grpc {
+        runtime: runtime.map_err(|error| format!("no runtime for traces: {error}"))?,
+        endpoint: endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT),
+        headers: headers.iter().map(pair).collect::<Result<_, _>>()?,
+    })
+}
+
+impl Way {
+    fn send(&self, message: ExportTraceServiceRequest) -> Result<(), String> {
+        match self {
+            Way::Http { agent, url, headers } => {
+                let mut request = agent.post(url).content_type("application/x-protobuf");
+                for (name, value) in headers {
+                    request = request.header(name, value);
+                }
+                request.send(message.encode_to_vec()).map(drop).map_err(|error| error.to_string())
+            }
+            Way::Grpc { runtime, endpoint, headers } => {
+                let sent = runtime.block_on(call(endpoint, headers, message));
+                sent.map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+/// A connection for each batch, at most one a second: nobody would see to an idle one's pings.
+async fn call(
+    endpoint: &Endpoint,
+    headers: &[Pair],
+    message: ExportTraceServiceRequest,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut client = tonic::client::Grpc::new(endpoint.connect().await?);
+    client.ready().await?;
+    let mut request = tonic::Request::new(message);
+    for (name, value) in headers {
+        request.metadata_mut().insert(name.clone(), value.clone());
+    }
+    let codec = ProstCodec::<_, ExportTraceServiceResponse>::default();
+    client.unary(request, PathAndQuery::from_static(EXPORT), codec).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grpc_cannot_do_is_told_at_the_start() {
+        let wrong = |url: &str, name: &str| grpc(url, &[(name.into(), "x".into())]).err().unwrap();
+        assert!(wrong("https://collector:4317", "a").contains("not encrypted"));
+        assert!(wrong("http://collector:4317", "a b").contains("`a b` cannot be"));
+        assert!(grpc("http://collector:4317", &[("Key".into(), "x".into())]).is_ok());
     }
 }

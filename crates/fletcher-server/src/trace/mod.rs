@@ -26,11 +26,29 @@ use self::export::Exporter;
 use crate::error::ServeError;
 use crate::metrics::Metrics;
 
+/// How OTLP's messages travel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TraceProtocol {
+    /// Protocol buffers over HTTP, usually to port 4318.
+    #[default]
+    HttpProtobuf,
+    /// gRPC without TLS, usually to port 4317.
+    Grpc,
+}
+
+impl TraceProtocol {
+    /// All, as `OTEL_EXPORTER_OTLP_PROTOCOL` names them.
+    pub const NAMES: [(&'static str, Self); 2] =
+        [("http/protobuf", Self::HttpProtobuf), ("grpc", Self::Grpc)];
+}
+
 /// Where traces go.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceConfig {
-    /// The collector's URL; `/v1/traces` is appended.
+    /// The collector's URL; over HTTP `/v1/traces` is appended.
     pub endpoint: String,
+    /// How they get there.
+    pub protocol: TraceProtocol,
     /// `service.name` of every span.
     pub service: String,
     /// Headers for the collector: `name=value`, as in `OTEL_EXPORTER_OTLP_HEADERS`.

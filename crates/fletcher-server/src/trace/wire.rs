@@ -16,6 +16,10 @@ pub(super) struct ExportTraceServiceRequest {
     pub(super) resource_spans: Vec<ResourceSpans>,
 }
 
+/// What a collector may say of spans that it dropped is of no use here.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ExportTraceServiceResponse {}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ResourceSpans {
     #[prost(message, optional, tag = "1")]
@@ -97,13 +101,13 @@ pub(super) enum OneValue {
 }
 
 /// A request to the collector.
-pub(super) fn request(service: &str, spans: Vec<Span>) -> Vec<u8> {
+pub(super) fn request(service: &str, spans: Vec<Span>) -> ExportTraceServiceRequest {
     let version = env!("CARGO_PKG_VERSION");
     let attributes = vec![
         key_value("service.name", Value::Text(service.into())),
         key_value("service.version", Value::Text(version.into())),
     ];
-    let request = ExportTraceServiceRequest {
+    ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(Resource { attributes }),
             scope_spans: vec![ScopeSpans {
@@ -111,8 +115,7 @@ pub(super) fn request(service: &str, spans: Vec<Span>) -> Vec<u8> {
                 spans: spans.into_iter().map(WireSpan::from).collect(),
             }],
         }],
-    };
-    request.encode_to_vec()
+    }
 }
 
 fn key_value(key: &str, value: Value) -> KeyValue {

@@ -9,7 +9,7 @@ use fletcher_server::auth::ApiKeys;
 use fletcher_server::tls::TlsFiles;
 use fletcher_server::{
     Address, ConnectionLimits, ForwardConfig, HttpConfig, ServeError, Server, ServerConfig,
-    Service, ServiceConfig, TraceConfig,
+    Service, ServiceConfig, TraceConfig, TraceProtocol,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -23,8 +23,6 @@ use crate::model;
 const IO_THREADS: (usize, usize) = (2, 8);
 /// Threads for what blocks: tokenising, files.
 const BLOCKING_THREADS: usize = 32;
-/// The way to a collector of traces that there is.
-const OTLP_PROTOCOL: &str = "http/protobuf";
 
 #[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -198,14 +196,15 @@ fn trace_config(args: &ServeArgs) -> Result<Option<TraceConfig>, Failure> {
         return Ok(None);
     };
     // Only now: the variable may be set for everything that runs on a machine.
-    if args.otlp_protocol != OTLP_PROTOCOL {
-        let given = &args.otlp_protocol;
-        let message =
-            format!("--otlp-protocol {given}: traces are sent by {OTLP_PROTOCOL} only (port 4318)");
-        return Err(Failure::input(message));
-    }
+    let given = &args.otlp_protocol[..];
+    let known = TraceProtocol::NAMES.into_iter().find(|(name, _)| *name == given);
+    let (_, protocol) = known.ok_or_else(|| {
+        let names = TraceProtocol::NAMES.map(|(name, _)| name).join(" or ");
+        Failure::input(format!("--otlp-protocol {given}: traces are sent by {names}"))
+    })?;
     Ok(Some(TraceConfig {
         endpoint,
+        protocol,
         service: args.otlp_service.clone(),
         headers: args.otlp_headers.clone(),
         ratio: args.otlp_ratio,
