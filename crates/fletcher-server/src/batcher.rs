@@ -3,14 +3,18 @@
 //! - A worker takes as many rows as fit the token budget, and when there is little, an even share,
 //!   so that no worker idles while another has a long block. Nothing is padded.
 //! - Two lanes. Interactive rows overtake bulk ones, but after [`INTERACTIVE_RUN`] blocks in a row
-//!   one block is bulk's, so bulk never starves. Within a lane requests take turns of
-//!   [`TURN_BLOCKS`]: a request of a million rows does not stand in the way of one of a hundred,
-//!   and small ones are done one after the other instead of all at the end.
+//!   one block is bulk's, so bulk never starves. Where the engine has room for urgent blocks, an
+//!   interactive row does not wait for a bulk block under way either: a worker that gives way to
+//!   nobody takes it at once, and the system's scheduler lets that one go first.
+//! - Within a lane requests take turns of [`TURN_BLOCKS`]: a request of a million rows does not
+//!   stand in the way of one of a hundred, and small ones are done one after the other instead of
+//!   all at the end.
 //! - The queue is bounded in tokens. A request is refused, or waits if its dialect has flow control
 //!   of its own, while that many tokens are queued, or so many that its deadline would pass.
 //! - A request that nobody waits for any more leaves the queue at once, and one whose deadline
 //!   passed is answered without being computed.
 
+mod engine;
 mod output;
 
 use std::collections::VecDeque;
@@ -19,9 +23,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fletcher_core::embedder::{BlockRow, Embedder};
+use fletcher_core::embedder::BlockRow;
 use tokio::sync::{Notify, oneshot, watch};
 
+pub(crate) use self::engine::Engine;
 use self::output::Output;
 use crate::background::{Behind, step_back};
 use crate::error::{ItemError, RequestError};
@@ -55,59 +60,6 @@ impl Lane {
             Lane::Interactive => "interactive",
             Lane::Bulk => "bulk",
         }
-    }
-}
-
-/// What the batcher needs of an engine.
-pub(crate) trait Engine: Send + Sync + 'static {
-    /// Blocks that can be computed at once.
-    fn workers(&self) -> usize;
-    /// Blocks that can be computed beside those, taking time from them.
-    fn urgent_workers(&self) -> usize;
-    /// Tokens that a block should have.
-    fn block_tokens(&self) -> usize;
-    /// Tokens below which a block is not made smaller to give every worker one.
-    fn least_tokens(&self) -> usize;
-    /// Length of a vector.
-    fn dim(&self) -> usize;
-    /// The vectors of a block.
-    fn compute(
-        &self,
-        worker: usize,
-        rows: &[BlockRow<'_>],
-        skip: usize,
-    ) -> Result<Vec<Result<Vec<f32>, ItemError>>, String>;
-}
-
-impl Engine for Embedder {
-    fn workers(&self) -> usize {
-        self.concurrent_blocks()
-    }
-
-    fn urgent_workers(&self) -> usize {
-        self.urgent_blocks()
-    }
-
-    fn block_tokens(&self) -> usize {
-        Embedder::block_tokens(self)
-    }
-
-    fn least_tokens(&self) -> usize {
-        Embedder::least_tokens(self)
-    }
-
-    fn dim(&self) -> usize {
-        Embedder::dim(self)
-    }
-
-    fn compute(
-        &self,
-        worker: usize,
-        rows: &[BlockRow<'_>],
-        skip: usize,
-    ) -> Result<Vec<Result<Vec<f32>, ItemError>>, String> {
-        let vectors = self.embed_block(worker, rows, skip).map_err(|error| error.to_string())?;
-        Ok(vectors.into_iter().map(|row| row.map_err(ItemError::from)).collect())
     }
 }
 

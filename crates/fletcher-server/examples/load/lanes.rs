@@ -1,7 +1,8 @@
 //! How long one text takes while bulk requests keep the engine busy.
 //!
 //! What must hold: the 99th percentile of single texts is at most three times the unloaded one and
-//! the time of one block, because a block that has begun is not interrupted.
+//! the time of one block. On a device that interrupts no block a text can wait for one; on a CPU it
+//! should not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

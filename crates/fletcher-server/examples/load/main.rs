@@ -14,9 +14,9 @@
 //! | `fuzz` | damaged requests of every dialect, and clients that misbehave |
 //!
 //! Options: `--program FILE` (Fletcher's), `--model NAME`, `--seconds N`, `--texts N`, `--words N`,
-//! `--rounds N`, `--requests N`, `--seed N`, `--record FILE`; for `compare` `--peer URL|FILE`, `--peer-model FOLDER`, `--precisions f32,bf16,int8` and `--times N`; and
-//! after `--` options for `fletcher serve`. The exit code is 1 when something that must hold does
-//! not.
+//! `--rounds N`, `--requests N`, `--seed N`, `--record FILE`; for `compare` `--peer URL|FILE`,
+//! `--peer-model FOLDER`, `--precisions f32,bf16,int8` and `--times N`; and after `--` options for
+//! `fletcher serve`. The exit code is 1 when something that must hold does not.
 
 mod attack;
 mod compare;

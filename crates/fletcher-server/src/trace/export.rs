@@ -39,7 +39,7 @@ pub(super) struct Exporter {
 /// How the collector is reached.
 enum Way {
     Http { agent: ureq::Agent, url: String, headers: Vec<(String, String)> },
-    Grpc { runtime: Runtime, endpoint: Endpoint, headers: Vec<Pair> },
+    Grpc { runtime: Runtime, endpoint: Box<Endpoint>, headers: Vec<Pair> },
 }
 
 type Pair = (AsciiMetadataKey, AsciiMetadataValue);
@@ -182,7 +182,7 @@ fn grpc(url: &str, headers: &[(String, String)]) -> Result<Way, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(Way::Grpc {
         runtime: runtime.map_err(|error| format!("no runtime for traces: {error}"))?,
-        endpoint: endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT),
+        endpoint: Box::new(endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT)),
         headers: headers.iter().map(pair).collect::<Result<_, _>>()?,
     })
 }
