@@ -96,15 +96,17 @@ impl WordPiece {
         };
         let mut start = if word.len() > self.word_chars_max { usize::MAX } else { 0 };
         while start < word.len() {
-            let piece = |end: &usize| {
-                let prefix = if start == 0 { "" } else { self.prefix.as_str() };
-                let piece: String =
-                    prefix.chars().chain(word[start..*end].iter().map(|p| p.c)).collect();
-                self.vocabulary.get(&piece)
-            };
-            let longest = word.len().min(start + self.piece_bytes_max);
-            let found = (start + 1..=longest).rev().find_map(|end| Some((end, piece(&end)?)));
-            let Some((end, id)) = found else {
+            let prefix = if start == 0 { "" } else { self.prefix.as_str() };
+            let mut end = word.len().min(start + self.piece_bytes_max);
+            let rest = word[start..end].iter().map(|p| p.c);
+            let mut piece: String = prefix.chars().chain(rest).collect();
+            let mut found = self.vocabulary.get(&piece);
+            while found.is_none() && end > start + 1 {
+                piece.pop();
+                end -= 1;
+                found = self.vocabulary.get(&piece);
+            }
+            let Some(id) = found else {
                 out.truncate(first);
                 break;
             };
