@@ -109,6 +109,21 @@ fn blocks_are_what_a_call_is_made_of() {
     }
 }
 
+/// There is room beside the workers for whoever asked, and the vectors are the same there.
+#[test]
+fn an_urgent_block_has_an_arena_of_its_own() {
+    use fletcher_core::embedder::BlockRow;
+    let golden = common::all().remove(0);
+    for (urgent, blocks) in [(false, 0), (true, 1)] {
+        let config = EmbedderConfig { urgent, ..EmbedderConfig::default() };
+        let embedder = Embedder::new(golden.model(), Cpu::new(2), config).unwrap();
+        assert_eq!((embedder.concurrent_blocks(), embedder.urgent_blocks()), (2, blocks));
+        let row = [BlockRow { ids: &golden.sequences[0], unnormalized: false }];
+        let vector = |worker| embedder.embed_block(worker, &row, 0).unwrap().remove(0).unwrap();
+        assert_eq!(vector(2), vector(0));
+    }
+}
+
 /// Two devices share a call, and its vectors are those of one, bit for bit.
 #[test]
 fn replicas_share_a_call() {
