@@ -72,13 +72,11 @@ pub(crate) unsafe fn mix_row<L: Lanes, E: Element, const ORDER: usize>(
             for (i, value) in values.iter_mut().enumerate() {
                 *value = E::read(from.add(i * apart + at), L::WIDTH);
             }
-            let mut distance = 1;
-            while distance < ORDER {
-                for first in (0..ORDER).filter(|i| i & distance == 0) {
-                    let (a, b) = (values[first], values[first + distance]);
-                    (values[first], values[first + distance]) = (a.add(b), a.sub(b));
-                }
-                distance *= 2;
+            butterflies::<L, ORDER, 1>(&mut values);
+            butterflies::<L, ORDER, 2>(&mut values);
+            butterflies::<L, ORDER, 4>(&mut values);
+            if ORDER == 16 {
+                butterflies::<L, ORDER, 8>(&mut values);
             }
             // The plain sum of the mixed columns, so NaN and infinity stay in it, while min and max
             // may pass over them.
@@ -93,6 +91,25 @@ pub(crate) unsafe fn mix_row<L: Lanes, E: Element, const ORDER: usize>(
         let low = -zero.sub(low[0].min(low[1])).greatest();
         let high = high[0].max(high[1]).greatest();
         (total.sum().is_finite() && low.is_finite() && high.is_finite()).then_some((low, high))
+    }
+}
+
+/// Sums and differences of columns that are `DISTANCE` places of the order apart.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`.
+#[inline(always)]
+unsafe fn butterflies<L: Lanes, const ORDER: usize, const DISTANCE: usize>(
+    values: &mut [L; ORDER],
+) {
+    for pair in 0..ORDER / 2 {
+        let low = pair / DISTANCE * 2 * DISTANCE + pair % DISTANCE;
+        let (a, b) = (values[low], values[low + DISTANCE]);
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            values[low] = a.add(b);
+            values[low + DISTANCE] = a.sub(b);
+        }
     }
 }
 
