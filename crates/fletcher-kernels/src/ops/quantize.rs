@@ -57,6 +57,9 @@ impl Quantize<'_> {
 /// which others' fill.
 const GROUP: usize = 8;
 
+/// Mixed columns of a group: half of a first-level cache, where the rows are read from it.
+const GROUP_COLUMNS: usize = 4096;
+
 /// Room for mixed rows, on whole cache lines.
 #[repr(align(64))]
 struct Mixed([MaybeUninit<f32>; mix::COLUMNS_MAX]);
@@ -119,7 +122,7 @@ unsafe fn plain<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
 #[inline(always)]
 unsafe fn mixed<L: Lanes, E: Element, const ORDER: usize>(x: *const E, q: &mut Quantize<'_>) {
     let mut room = Mixed([MaybeUninit::uninit(); mix::COLUMNS_MAX]);
-    let group_rows = GROUP.min(mix::COLUMNS_MAX / q.columns);
+    let group_rows = (GROUP_COLUMNS / q.columns).clamp(1, GROUP);
     for first in (0..q.rows).step_by(group_rows) {
         let group = first..q.rows.min(first + group_rows);
         // SAFETY: check has established the columns of each row, and the scales; the room holds a
