@@ -3,8 +3,8 @@
 //! A byte's step is a 255th of its row's range, so one large column costs all others their digits,
 //! and the states and weights of real models have such columns. A Hadamard matrix spreads every
 //! column over `order` of them with signs: mixed rows look like normal deviates, whose range is
-//! half of what it was. Both operands of a product are mixed, the weight once when it is packed, and
-//! the product is the same, since `(H w / order) (H x) = w x`.
+//! half of what it was. Both operands of a product are mixed, the weight once when it is packed,
+//! and the product is the same, since `(H w / order) (H x) = w x`.
 //!
 //! Mixed are the columns that are `columns / order` apart, so that vectors of neighbouring columns
 //! are mixed by additions alone, in one order on every instruction set.

@@ -1,10 +1,8 @@
 //! Rows to bytes, each row with a step and a zero of its own.
 //!
-//! The bytes span the row's own range, stretched to contain 0, so that 0 is a byte exactly: a
-//! GELU's outputs, nearly all above 0, get nearly all of the 255 steps.
-//!
 //! A row is mixed first ([`super::mix`]): its bytes stand for the mixed columns, which is what a
-//! weight in bytes is packed for.
+//! weight in bytes is packed for. They span the mixed row's own range, stretched to contain 0, so
+//! that 0 is a byte exactly and a row of zeros stays one.
 
 use std::mem::MaybeUninit;
 
