@@ -13,8 +13,8 @@
 //!
 //! **Bytes.** A weight's row is mixed as its inputs are ([`super::mix`]) and rounded to
 //! `-127..=127` steps of its own; an input's row comes with its own step and zero. Sums are exact
-//! integers, so `step * step * (sum - zero * sum of weights)` is the product of the rounded operands
-//! to f32's precision.
+//! integers, so `step * step * (sum - zero * sum of weights)` is the product of the rounded
+//! operands to f32's precision.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;

@@ -201,3 +201,22 @@ pub(crate) fn round_weight(row: &[f32], mixed: &mut Vec<f32>, bytes: &mut Vec<i8
     bytes.extend(mixed.iter().map(|value| (value / step + ROUND).to_bits() as i8));
     step
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_rounded_to_nearest_even_and_never_from_nan() {
+        let (mut mixed, mut bytes) = (Vec::new(), Vec::new());
+        let mut round = |row: &[f32]| (round_weight(row, &mut mixed, &mut bytes), bytes.clone());
+        let row = [127.0, -127.0, 0.5, 1.5, -0.5, -1.5, 2.4, -2.6];
+        assert_eq!(round(&row), (1.0, vec![127, -127, 0, 2, 0, -2, 2, -3]));
+        assert_eq!(round(&[0.0; 128]), (1.0, vec![0; 128]));
+        let mut row = [1.0; 384];
+        row[5] = f32::NAN;
+        assert!(round(&row).0.is_nan());
+        row[5] = f32::INFINITY;
+        assert!(round(&row).0.is_nan());
+    }
+}

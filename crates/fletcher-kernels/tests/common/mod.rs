@@ -29,8 +29,8 @@ pub(crate) fn mixed(row: &[f32]) -> Vec<f32> {
     for distance in [1, 2, 4, 8].into_iter().filter(|&distance| distance < order) {
         let before = values.clone();
         for (at, value) in values.iter_mut().enumerate() {
-            let partner = before[(at / apart ^ distance) * apart + at % apart];
-            *value = match at / apart & distance {
+            let partner = before[((at / apart) ^ distance) * apart + at % apart];
+            *value = match (at / apart) & distance {
                 0 => before[at] + partner,
                 _ => partner - before[at],
             };
