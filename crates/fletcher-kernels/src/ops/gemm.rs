@@ -11,9 +11,10 @@
 //! **Gates.** For `act(gate) * value` the first vector of a panel holds gate columns and the
 //! second the value columns of the same outputs, so both meet in registers.
 //!
-//! **Bytes.** A weight's row is rounded to `-127..=127` steps of its own; an input's row comes with
-//! its own step and zero. Sums are exact integers, so `step * step * (sum - zero * sum of weights)`
-//! is the product of the rounded operands to f32's precision.
+//! **Bytes.** A weight's row is mixed as its inputs are ([`super::mix`]) and rounded to
+//! `-127..=127` steps of its own; an input's row comes with its own step and zero. Sums are exact
+//! integers, so `step * step * (sum - zero * sum of weights)` is the product of the rounded
+//! operands to f32's precision.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -24,6 +25,7 @@ use crate::buffer::AlignedBuffer;
 use crate::isa::{Isa, Kernel, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::activation::{Activation, Function, with_function};
+use crate::ops::quantize;
 use crate::ops::tile::{
     self, Heights, MAX_SUMS, Multiply, Pairs, Product, Quads, Singles, Sink, Sums, Tile, Words,
 };
@@ -99,6 +101,7 @@ impl Linear {
         let byte_columns = if format == Format::Int8 { columns.len() } else { 0 };
         let mut steps = AlignedBuffer::new(byte_columns);
         let mut totals = AlignedBuffer::new(byte_columns);
+        let (mut mixed, mut bytes) = (Vec::new(), Vec::new());
         for (column, row) in columns.iter().enumerate() {
             let Some(row) = *row else { continue };
             let source = &weight[row * shape.cols..(row + 1) * shape.cols];
@@ -115,16 +118,11 @@ impl Linear {
                     }
                 }
                 Format::Int8 => {
-                    let greatest = source.iter().fold(0.0, |max: f32, value| max.max(value.abs()));
-                    // A row of zeros keeps its sums at zero with any step.
-                    let step = if greatest > 0.0 { greatest / 127.0 } else { 1.0 };
-                    let round = |value: f32| (value / step).round_ties_even() as i8;
-                    steps[column] = step;
+                    steps[column] = quantize::round_weight(source, &mut mixed, &mut bytes);
                     // Exact: a row that is not absurdly long sums to less than 2^24.
-                    totals[column] =
-                        source.iter().map(|&v| i32::from(round(v))).sum::<i32>() as f32;
-                    for (slot, quad) in slots.zip(source.chunks(4)) {
-                        let byte = |at| quad.get(at).map_or(0, |&value| round(value) as u8);
+                    totals[column] = bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>() as f32;
+                    for (slot, quad) in slots.zip(bytes.chunks(4)) {
+                        let byte = |at| quad.get(at).map_or(0, |&value| value as u8);
                         let bytes = std::array::from_fn(byte);
                         *slot = f32::from_bits(u32::from_le_bytes(bytes));
                     }

@@ -20,6 +20,25 @@ pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Mixes a row as bytes are, by the definition of `ops::mix`.
+pub(crate) fn mixed(row: &[f32]) -> Vec<f32> {
+    let columns = row.len();
+    let suits = |order: &usize| columns.is_multiple_of(*order) && columns / order >= 16;
+    let order = [16, 8].into_iter().find(suits).filter(|_| columns <= 8192).unwrap_or(1);
+    let (apart, mut values) = (columns / order, row.to_vec());
+    for distance in [1, 2, 4, 8].into_iter().filter(|&distance| distance < order) {
+        let before = values.clone();
+        for (at, value) in values.iter_mut().enumerate() {
+            let partner = before[((at / apart) ^ distance) * apart + at % apart];
+            *value = match (at / apart) & distance {
+                0 => before[at] + partner,
+                _ => partner - before[at],
+            };
+        }
+    }
+    values
+}
+
 /// Fails unless the values are equal to within `tolerance`, NaN included.
 pub(crate) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
