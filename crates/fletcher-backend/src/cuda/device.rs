@@ -382,7 +382,11 @@ impl DeviceBuffer {
         self.device.enter()?;
         // SAFETY: both ranges are as long as that.
         let code = unsafe { cu::cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len()) };
-        self.device.check(code)
+        self.device.check(code)?;
+        // The last part of pageable memory may still be on its way through the default stream, for
+        // which our streams do not wait.
+        // SAFETY: there always is a default stream.
+        self.device.check(unsafe { cu::cuStreamSynchronize(ptr::null_mut()) })
     }
 
     /// Copies the first `bytes` of another buffer to `offset` in this one.
