@@ -242,20 +242,21 @@ struct Attention {
     float s[32];
     u32 weights[4][4];
     multiply<T, 64, 4>(s, query, keys, 1024, false);
-    if (!whole) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        int key = first + i / 4 * 8 + 2 * t + i % 2, h = i / 2 % 2;
-        s[i] = key >= low[h] && key < high[h] ? s[i] : -2e30f;
-      }
-    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float most = top[h];
+      auto find_most = [&](auto seen) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
+        for (int j = 0; j < 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) most = fmaxf(most, s[4 * j + 2 * h + e]);
+          for (int e = 0; e < 2; ++e) {
+            float& v = s[4 * j + 2 * h + e];
+            v = seen(first + 8 * j + 2 * t + e) ? v : -2e30f;
+            most = fmaxf(most, v);
+          }
+      };
+      if (whole) find_most([](int) { return true; });
+      else find_most([&](int key) { return key >= low[h] && key < high[h]; });
       most = quad_max(most);
       float shrink = exp2_fast(top[h] - most), total = 0.f;
       top[h] = most;
