@@ -113,36 +113,44 @@ fn results<B: Backend>(
     model: &EncoderWeights<B>,
     batch: &PackedBatch,
 ) -> Result<Vec<f32>, BackendError> {
+    let d = model.spec.hidden;
     let mut arena = b.plan(&model.spec, batch.tokens())?;
     b.encode(&mut arena, model, batch)?;
-    let mut found: Vec<f32> = pooled(b, &mut arena, &model.spec, batch)?
-        .into_iter()
-        .flat_map(|(_, vectors)| vectors)
-        .collect();
+    let mut found = Vec::new();
+    for (op, mut vectors) in pooled(b, &mut arena, d, batch)? {
+        if op.mode == Pooling::MeanSqrtLen {
+            // It grows with the sequence, and so do its errors: compared as the mean that it is of.
+            for (vector, sequence) in vectors.chunks_exact_mut(d).zip(batch.sequences()) {
+                vector.iter_mut().for_each(|value| *value /= (sequence.len() as f32).sqrt());
+            }
+        }
+        found.extend(vectors);
+    }
     b.encode(&mut arena, model, batch)?;
-    let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
+    let mut hidden = vec![f32::NAN; batch.tokens() * d];
     b.download_hidden(&mut arena, batch, &mut hidden)?;
     found.extend(hidden);
     Ok(found)
 }
 
-/// The vectors of every pooling, named.
+/// The vectors of every pooling.
 fn pooled<B: Backend>(
     b: &B,
     arena: &mut B::Arena,
-    spec: &EncoderSpec,
+    width: usize,
     batch: &PackedBatch,
-) -> Result<Trace, BackendError> {
+) -> Result<Vec<(PoolOp, Vec<f32>)>, BackendError> {
     use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
-    let mut trace = Vec::new();
+    let mut all = Vec::new();
     for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
         for skip in [0, 3] {
-            let mut vectors = vec![f32::NAN; batch.rows() * spec.hidden];
-            b.pool(arena, PoolOp { mode, skip }, batch, &mut vectors)?;
-            trace.push((format!("{mode:?} skipping {skip}"), vectors));
+            let op = PoolOp { mode, skip };
+            let mut vectors = vec![f32::NAN; batch.rows() * width];
+            b.pool(arena, op, batch, &mut vectors)?;
+            all.push((op, vectors));
         }
     }
-    Ok(trace)
+    Ok(all)
 }
 
 fn ids(spec: &EncoderSpec, lengths: &[usize]) -> Vec<u32> {
@@ -191,7 +199,9 @@ fn trace<B: Backend>(
         b.feed_forward_block(&mut arena, model, layer)?;
         snapshot(b, &mut arena, format!("feed-forward {index}"))?;
     }
-    trace.extend(pooled(b, &mut arena, &model.spec, batch)?);
+    for (PoolOp { mode, skip }, vectors) in pooled(b, &mut arena, model.spec.hidden, batch)? {
+        trace.push((format!("{mode:?} skipping {skip}"), vectors));
+    }
     // Last, because a fused layer need not leave the same intermediate states.
     b.embed(&mut arena, &model.embedding, batch)?;
     b.embedding_norm_op(&mut arena, model)?;
@@ -207,8 +217,9 @@ fn trace<B: Backend>(
     b.download_hidden(&mut arena, batch, &mut hidden)?;
     trace.push(("encoder".into(), hidden));
     b.encode(&mut arena, model, batch)?;
-    let vectors = pooled(b, &mut arena, &model.spec, batch)?;
-    trace.extend(vectors.into_iter().map(|(step, vectors)| (format!("encoder, {step}"), vectors)));
+    for (PoolOp { mode, skip }, vectors) in pooled(b, &mut arena, model.spec.hidden, batch)? {
+        trace.push((format!("encoder, {mode:?} skipping {skip}"), vectors));
+    }
     Ok(trace)
 }
 
