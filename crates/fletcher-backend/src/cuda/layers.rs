@@ -1,10 +1,10 @@
-//! The small encoder over sequences that do not fit into a tile: on Hopper, one kernel per layer and
-//! one in front of them (`kernels/layers.cu`).
+//! The small encoder over sequences that do not fit into a tile: on Hopper, one kernel per layer
+//! and one in front of them (`kernels/layers.cu`).
 //!
 //! The batch goes to the card as for the composition of operations and its states end up in
-//! [`Slot::Hidden`], so that pooling is the general kernel's. Keys and values of one layer lie in one
-//! pair of slots, those of the next in another: a kernel writes one while others of its blocks still
-//! read the other.
+//! [`Slot::Hidden`], so that pooling is the general kernel's. Keys and values of one layer lie in
+//! one pair of slots, those of the next in another: while a block writes these, others still read
+//! those.
 
 use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::encoder::EncoderWeights;
@@ -70,8 +70,8 @@ pub(super) fn encode(
             eps: small.eps,
         };
         let kernel = if layer < 0 { &kernels.front } else { &kernels.one };
-        // SAFETY: `LayersArgs`; slots are 256 bytes a row wide, or 768, by `takes`, with whole tiles
-        // of rows, and the model keeps its weights beyond the wait that ends every batch.
+        // SAFETY: `LayersArgs`; slots are 256 bytes a row wide, or 768, by `takes`, with whole
+        // tiles of rows, and the model keeps its weights beyond the wait that ends every batch.
         unsafe { arena.stream.launch(kernel, grid, &arguments)? };
     }
     Ok(true)
