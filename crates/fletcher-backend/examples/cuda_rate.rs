@@ -1,8 +1,8 @@
-//! How many 64-token sequences a second the NVIDIA backend encodes, ids on the host to pooled
+//! How many sequences of 64 tokens a second the NVIDIA backend encodes, ids on the host to pooled
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--rowwise 0|1]
-//! [--seconds S] [--profile ROWS]`
+//! [--tokens N] [--seconds S] [--profile ROWS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler.
 
@@ -21,7 +21,6 @@ use fletcher_core::spec::{
 };
 use fletcher_core::weights::{StoredDtype, Tensor};
 
-const TOKENS: usize = 64;
 const POOL: PoolOp = PoolOp { mode: Pooling::Mean, skip: 0 };
 
 fn spec(name: &str) -> EncoderSpec {
@@ -114,9 +113,9 @@ fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> EncoderWeights<B> {
     }
 }
 
-fn sequences(rows: usize, seed: u64) -> Vec<Vec<u32>> {
-    let ids = random(rows * TOKENS, seed, 14_000.0);
-    ids.chunks(TOKENS).map(|row| row.iter().map(|v| (v + 15_000.0) as u32).collect()).collect()
+fn sequences(rows: usize, tokens: usize, seed: u64) -> Vec<Vec<u32>> {
+    let ids = random(rows * tokens, seed, 14_000.0);
+    ids.chunks(tokens).map(|row| row.iter().map(|v| (v + 15_000.0) as u32).collect()).collect()
 }
 
 fn pack(rows: &[Vec<u32>]) -> PackedBatch {
@@ -139,14 +138,14 @@ fn encode<B: Backend>(
 fn rate(
     cuda: &Cuda,
     model: &EncoderWeights<Cuda>,
-    rows: usize,
+    (rows, tokens): (usize, usize),
     workers: usize,
     time: Duration,
 ) -> f64 {
     let d = model.spec.hidden;
-    let data = sequences(rows, 7);
+    let data = sequences(rows, tokens, 7);
     let mut arenas: Vec<Arena> =
-        (0..workers).map(|_| cuda.plan(&model.spec, rows * TOKENS).unwrap()).collect();
+        (0..workers).map(|_| cuda.plan(&model.spec, rows * tokens).unwrap()).collect();
     let mut vectors = vec![vec![0.0; rows * d]; workers];
     for (arena, vectors) in arenas.iter_mut().zip(&mut vectors) {
         encode(cuda, arena, model, &data, vectors);
@@ -178,7 +177,7 @@ fn worst_cosine(a: &[f32], b: &[f32], d: usize) -> f64 {
 fn main() {
     let mut options = CudaOptions::default();
     let mut names = Vec::new();
-    let mut profile = 0;
+    let (mut profile, mut tokens) = (0, 64);
     let mut time = Duration::from_millis(700);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -187,6 +186,7 @@ fn main() {
             "--groups" => options.groups = number() as usize,
             "--tile" => options.tile = Some(number() as usize),
             "--rowwise" => options.rowwise = Some(number() != 0.0),
+            "--tokens" => tokens = number() as usize,
             "--profile" => profile = number() as usize,
             "--seconds" => time = Duration::from_secs_f64(number()),
             name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
@@ -200,8 +200,8 @@ fn main() {
         let cuda = Cuda::open(options).unwrap();
         let model = weights(&cuda, &spec);
         if profile > 0 {
-            let data = sequences(profile, 5);
-            let mut arena = cuda.plan(&spec, profile * TOKENS).unwrap();
+            let data = sequences(profile, tokens, 5);
+            let mut arena = cuda.plan(&spec, profile * tokens).unwrap();
             let mut vectors = vec![0.0; profile * spec.hidden];
             for _ in 0..2 {
                 encode(&cuda, &mut arena, &model, &data, &mut vectors);
@@ -209,10 +209,10 @@ fn main() {
             continue;
         }
         // Vectors first: a rate of wrong vectors is worth nothing.
-        let data = sequences(if name == "tiny" { 64 } else { 4 }, 5);
+        let data = sequences(if name == "tiny" { 64 } else { 4 }, tokens, 5);
         let mut found = vec![0.0; data.len() * spec.hidden];
         let mut expected = found.clone();
-        let mut arena = cuda.plan(&spec, data.len() * TOKENS).unwrap();
+        let mut arena = cuda.plan(&spec, data.len() * tokens).unwrap();
         encode(&cuda, &mut arena, &model, &data, &mut found);
         let oracle = weights(&Reference, &spec);
         let count = if name == "base" { 1 } else { 4 };
@@ -229,7 +229,7 @@ fn main() {
             &expected[..count * spec.hidden],
             spec.hidden,
         );
-        let tflops = |rate: f64| rate * spec.flops(TOKENS) / 1e12;
+        let tflops = |rate: f64| rate * spec.flops(tokens) / 1e12;
         let say = |what: &str, rate: f64| {
             println!(
                 "{name} {} groups {} tile {:?}: {what}: {:.0} K/s, {:.1} TFLOP/s",
@@ -241,9 +241,12 @@ fn main() {
             );
         };
         println!("{name} {}: {}: cosine to f64 {cosine:.7}", options.precision.name(), cuda.card());
-        say("32, one at a time", rate(&cuda, &model, 32, 1, time));
+        say("32, one at a time", rate(&cuda, &model, (32, tokens), 1, time));
         for workers in [4, 8, 14] {
-            say(&format!("32, {workers} in flight"), rate(&cuda, &model, 32, workers, time));
+            say(
+                &format!("32, {workers} in flight"),
+                rate(&cuda, &model, (32, tokens), workers, time),
+            );
         }
         let large: &[usize] = match &name[..] {
             "tiny" => &[264, 792, 1056, 4224, 8192],
@@ -253,7 +256,7 @@ fn main() {
             for workers in [1, 2, 4, 8] {
                 say(
                     &format!("{rows}, {workers} in flight"),
-                    rate(&cuda, &model, rows, workers, time),
+                    rate(&cuda, &model, (rows, tokens), workers, time),
                 );
             }
         }

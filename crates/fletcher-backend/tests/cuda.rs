@@ -78,6 +78,38 @@ fn rowwise_layers() {
     }
 }
 
+/// The small encoder's kernels for sequences beyond a tile: alone, beside short ones, over the ends
+/// of tiles and blocks of keys, and so many rows that blocks go from tile to tile.
+#[test]
+fn small_encoder_over_long_sequences() {
+    for (precision, tolerance) in [(Precision::F16, 6e-2), (Precision::Bf16, 5e-1)] {
+        let several: &[usize] = &[1, 512, 3, 64, 130, 17, 128, 256, 127, 192];
+        let batches: [(usize, &[usize]); 9] = [
+            (512, &[129]),
+            (512, &[192]),
+            (512, &[512]),
+            (512, &[2, 800, 1]),
+            (512, &[200, 300, 129]),
+            (512, &[511; 3]),
+            (512, several),
+            (64, several),
+            (192, several),
+        ];
+        for (inner, lengths) in batches {
+            let Some(cuda) = with(precision) else { return };
+            let spec = conformance::bert_like(128, 2, inner, 800);
+            let worst = conformance::worst_of(&cuda, &spec, lengths).unwrap();
+            let what = format!("{inner} inside, {precision:?}, {lengths:?}");
+            eprintln!("{what}: {worst:e}");
+            assert!(worst <= tolerance, "{what}: differs by {worst:e}");
+        }
+        let Some(cuda) = with(precision) else { return };
+        let spec = conformance::bert_like(128, 2, 512, 512);
+        let lengths: Vec<usize> = (0..200).map(|i| 1 + i * 97 % 512).collect();
+        conformance::repeats(&cuda, &spec, &lengths).unwrap();
+    }
+}
+
 /// The longest sequences of the longest models, beside short ones.
 #[test]
 fn long_sequences() {

@@ -57,8 +57,8 @@ pub fn bert_like(
     EncoderSpec { hidden, heads, head_dim: hidden / heads, intermediate, max_tokens, ..bert }
 }
 
-/// The largest difference between a backend's last states and the reference's, over sequences of
-/// these lengths.
+/// The largest difference between a backend's last states or pooled vectors and the reference's,
+/// over sequences of these lengths.
 ///
 /// # Errors
 /// When the device fails.
@@ -69,21 +69,88 @@ pub fn worst_of<B: Backend>(
 ) -> Result<f64, BackendError> {
     let ids = ids(spec, lengths);
     let batch = pack(&ids, lengths);
-    let expected = last_states(&Reference, spec, &batch)?;
-    Ok(worst_difference(&expected, &last_states(backend, spec, &batch)?))
+    let expected = results(&Reference, &weights(&Reference, spec)?, &batch)?;
+    Ok(worst_difference(&expected, &results(backend, &weights(backend, spec)?, &batch)?))
 }
 
-fn last_states<B: Backend>(
-    b: &B,
+/// Encodes sequences of these lengths time and again on four arenas at once, and compares every
+/// result with the first: what one arena has in flight may not reach another's.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// When two results differ.
+pub fn repeats<B: Backend>(
+    backend: &B,
     spec: &EncoderSpec,
+    lengths: &[usize],
+) -> Result<(), BackendError> {
+    let ids = ids(spec, lengths);
+    let batch = pack(&ids, lengths);
+    let model = weights(backend, spec)?;
+    let expected = results(backend, &model, &batch)?;
+    std::thread::scope(|scope| {
+        let one = || {
+            for _ in 0..8 {
+                let found = results(backend, &model, &batch)?;
+                let worst = worst_difference(&expected, &found);
+                assert!(worst == 0.0, "differs by {worst:e} the next time");
+            }
+            Ok(())
+        };
+        let threads = [(); 4].map(|()| scope.spawn(one));
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+/// What every pooling makes of an encoded batch, then the states.
+fn results<B: Backend>(
+    b: &B,
+    model: &EncoderWeights<B>,
     batch: &PackedBatch,
 ) -> Result<Vec<f32>, BackendError> {
-    let model = weights(b, spec)?;
-    let mut arena = b.plan(spec, batch.tokens())?;
-    b.encode(&mut arena, &model, batch)?;
-    let mut hidden = vec![f32::NAN; batch.tokens() * spec.hidden];
+    let d = model.spec.hidden;
+    let mut arena = b.plan(&model.spec, batch.tokens())?;
+    b.encode(&mut arena, model, batch)?;
+    let mut found = Vec::new();
+    for (op, mut vectors) in pooled(b, &mut arena, d, batch)? {
+        if op.mode == Pooling::MeanSqrtLen {
+            // It grows with the sequence, and so do its errors: compared as the mean that it is of.
+            for (vector, sequence) in vectors.chunks_exact_mut(d).zip(batch.sequences()) {
+                vector.iter_mut().for_each(|value| *value /= (sequence.len() as f32).sqrt());
+            }
+        }
+        found.extend(vectors);
+    }
+    b.encode(&mut arena, model, batch)?;
+    let mut hidden = vec![f32::NAN; batch.tokens() * d];
     b.download_hidden(&mut arena, batch, &mut hidden)?;
-    Ok(hidden)
+    found.extend(hidden);
+    Ok(found)
+}
+
+/// The vectors of every pooling.
+fn pooled<B: Backend>(
+    b: &B,
+    arena: &mut B::Arena,
+    width: usize,
+    batch: &PackedBatch,
+) -> Result<Vec<(PoolOp, Vec<f32>)>, BackendError> {
+    use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
+    let mut all = Vec::new();
+    for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
+        for skip in [0, 3] {
+            let op = PoolOp { mode, skip };
+            let mut vectors = vec![f32::NAN; batch.rows() * width];
+            b.pool(arena, op, batch, &mut vectors)?;
+            all.push((op, vectors));
+        }
+    }
+    Ok(all)
 }
 
 fn ids(spec: &EncoderSpec, lengths: &[usize]) -> Vec<u32> {
@@ -132,13 +199,8 @@ fn trace<B: Backend>(
         b.feed_forward_block(&mut arena, model, layer)?;
         snapshot(b, &mut arena, format!("feed-forward {index}"))?;
     }
-    use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
-    for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
-        for skip in [0, 3] {
-            let mut vectors = vec![f32::NAN; batch.rows() * model.spec.hidden];
-            b.pool(&mut arena, PoolOp { mode, skip }, batch, &mut vectors)?;
-            trace.push((format!("{mode:?} skipping {skip}"), vectors));
-        }
+    for (PoolOp { mode, skip }, vectors) in pooled(b, &mut arena, model.spec.hidden, batch)? {
+        trace.push((format!("{mode:?} skipping {skip}"), vectors));
     }
     // Last, because a fused layer need not leave the same intermediate states.
     b.embed(&mut arena, &model.embedding, batch)?;
@@ -155,12 +217,8 @@ fn trace<B: Backend>(
     b.download_hidden(&mut arena, batch, &mut hidden)?;
     trace.push(("encoder".into(), hidden));
     b.encode(&mut arena, model, batch)?;
-    for mode in [Cls, Max, Mean, MeanSqrtLen, WeightedMean, LastToken] {
-        for skip in [0, 3] {
-            let mut vectors = vec![f32::NAN; batch.rows() * model.spec.hidden];
-            b.pool(&mut arena, PoolOp { mode, skip }, batch, &mut vectors)?;
-            trace.push((format!("encoder, {mode:?} skipping {skip}"), vectors));
-        }
+    for (PoolOp { mode, skip }, vectors) in pooled(b, &mut arena, model.spec.hidden, batch)? {
+        trace.push((format!("encoder, {mode:?} skipping {skip}"), vectors));
     }
     Ok(trace)
 }

@@ -48,6 +48,8 @@ pub struct Arena {
     /// The current batch's share of what the card has to do.
     pub(super) load: Option<Load>,
     max_tokens: usize,
+    /// Rows of each slot: those of the plan and, to whole tiles, unused ones.
+    pub(super) slot_rows: usize,
 }
 
 impl Arena {
@@ -58,12 +60,13 @@ impl Arena {
         format: Format,
         max_tokens: usize,
     ) -> Result<Self, BackendError> {
+        let slot_rows = max_tokens.next_multiple_of(TILE);
         let slot = |slot| {
-            let bytes = max_tokens.saturating_mul(stride(width(spec, slot)) * format.bytes());
+            let bytes = slot_rows.saturating_mul(stride(width(spec, slot)) * format.bytes());
             device.allocate(bytes, "a worker's activations")
         };
-        // Ids, positions, places, offsets and two words for each item of work.
-        let words = HEADER_WORDS + 6 * max_tokens + 2 * max_tokens.div_ceil(ITEM_QUERIES) + 64;
+        // Ids, positions, places, ends, offsets and two words for each item of work.
+        let words = HEADER_WORDS + 7 * max_tokens + 2 * max_tokens.div_ceil(ITEM_QUERIES) + 64;
         let slots = [
             slot(Slot::Hidden)?,
             slot(Slot::Normed)?,
@@ -102,6 +105,7 @@ impl Arena {
             load: None,
             pending: None,
             max_tokens,
+            slot_rows,
         })
     }
 
@@ -109,7 +113,7 @@ impl Arena {
     pub(super) fn bytes_per_token(spec: &EncoderSpec, format: Format) -> usize {
         let slots = [Slot::Hidden, Slot::Normed, Slot::Qkv, Slot::Context, Slot::Inner];
         let widths: usize = slots.into_iter().map(|slot| stride(width(spec, slot))).sum();
-        widths * format.bytes() + 32
+        widths * format.bytes() + 36
     }
 
     /// A slot's address.
@@ -144,6 +148,7 @@ impl Arena {
             end - length
         };
         let (ids, positions, places) = (part(tokens), part(tokens), part(tokens));
+        let ends = part(tokens);
         let (offsets, work) = (part(rows + 1), part(0));
         words[ids..ids + tokens].copy_from_slice(batch.ids());
         let mut item = work;
@@ -154,6 +159,7 @@ impl Arena {
                 words[positions + token] = position as u32;
                 words[places + token] = place as u32;
             }
+            words[ends + sequence.start..ends + sequence.end].fill(sequence.end as u32);
             for query in (0..sequence.len()).step_by(ITEM_QUERIES) {
                 words[item] = row as u32;
                 words[item + 1] = query as u32;
@@ -163,7 +169,7 @@ impl Arena {
         words[offsets + rows] = tokens as u32;
         self.items = (item - work) / 2;
         self.tokens = tokens;
-        let header = [tokens, rows, self.items, 0, ids, positions, places, offsets, work];
+        let header = [tokens, rows, self.items, 0, ids, positions, places, offsets, work, ends];
         for (word, value) in words.iter_mut().zip(header) {
             *word = value as u32;
         }

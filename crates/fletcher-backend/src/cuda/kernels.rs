@@ -9,6 +9,7 @@ use super::device::{Device, Kernel, Module, Start, TensorMap};
 /// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
 const GENERAL: &[u8] = include_bytes!("kernels/general.fatbin");
 const FUSED: &[u8] = include_bytes!("kernels/fused.fatbin");
+const LAYERS: &[u8] = include_bytes!("kernels/layers.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
 
@@ -63,11 +64,22 @@ pub(super) struct Kernels {
     /// By warpgroups of a block, from one; none in f32.
     pub(super) fused: Vec<Kernel>,
     pub(super) arrange: Kernel,
+    /// On Hopper, in the 16-bit formats.
+    pub(super) layers: Option<Layers>,
     /// In the order of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
     pub(super) hopper: Option<[HopperLinear; HOPPER_TILES.len()]>,
     /// On Hopper, in the 16-bit formats.
     pub(super) rowwise: Option<Rowwise>,
     _modules: Vec<Module>,
+}
+
+/// The small encoder layer by layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layers {
+    /// What is in front of the first layer's attention.
+    pub(super) front: Kernel,
+    /// From one layer's attention to the next one's.
+    pub(super) one: Kernel,
 }
 
 /// A linear layer with residual sum and norm, for states [`ROWWISE_WIDTH`] wide or twice that.
@@ -198,6 +210,19 @@ impl Kernels {
             }
             None => None,
         };
+        let layers = match hopper {
+            Some(_) => {
+                let module = device.load(LAYERS, Start::Early)?;
+                let shared =
+                    FusedPlan::new(LAYERS_GROUPS, device.limits().shared_bytes).shared_bytes;
+                let kernel =
+                    |what: &str| module.kernel(&format!("layers_{what}_{}", format.name()), shared);
+                let found = Layers { front: kernel("front")?, one: kernel("one")? };
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
+        };
         Ok(Self {
             embed: kernel("embed", 0)?,
             norm: kernel("norm", 0)?,
@@ -216,6 +241,7 @@ impl Kernels {
             widen: kernel("widen", 0)?,
             fused,
             arrange: small.kernel("arrange", 0)?,
+            layers,
             hopper,
             rowwise,
             _modules: {
@@ -242,7 +268,10 @@ pub(super) fn tiled_blocks(dim: usize) -> usize {
     }
 }
 
-/// How the shared memory of a block of `fused` is spent.
+/// Warpgroups of a block of the kernels in `layers.cu`.
+pub(super) const LAYERS_GROUPS: usize = 2;
+
+/// How the shared memory of a block of `fused` or `layers` is spent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FusedPlan {
     /// Chunks of weights in flight.
@@ -315,6 +344,12 @@ arguments! {
         tokens: u64, tiles: u64, offsets: u64, vectors: u64, hidden: u64,
         word: u64, position: u64, token_type: u64, chunks: u64, parameters: u64,
         tile_count: i32, layers: i32, inner: i32, mode: i32, skip: i32, stages: i32, eps: f32,
+    }
+    /// `LayersArgs`.
+    LayersArguments {
+        batch: u64, word: u64, position: u64, token_type: u64, chunks: u64, parameters: u64,
+        states: u64, from: [u64; 2], to: [u64; 2],
+        layer: i32, layers: i32, inner: i32, stages: i32, tokens: i32, eps: f32,
     }
     /// `ArrangeArgs`.
     ArrangeArguments { from: u64, to: u64, stride: i32, n0: i32, k0: i32, n: i32, k: i32, }

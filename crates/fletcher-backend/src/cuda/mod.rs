@@ -9,11 +9,13 @@
 //! An [`Arena`] is a stream with its buffers. Several work at the same time, each driven by one
 //! worker thread that prepares the next batch while the card works on the others' batches. A small
 //! encoder runs as one kernel per batch (`small.rs`), which reads its tokens from and writes its
-//! vectors to page-locked host memory; every other one as the composition of operations (`ops.rs`).
+//! vectors to page-locked host memory, or as one per layer where sequences are long (`layers.rs`);
+//! every other one as the composition of operations (`ops.rs`).
 
 mod arena;
 mod device;
 mod kernels;
+mod layers;
 mod ops;
 mod rowwise;
 mod small;

@@ -16,7 +16,7 @@ use super::kernels::{
     HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
     RotaryArguments, TILE, Way, WidenArguments, tiled_blocks, tiled_shared,
 };
-use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, rowwise, small, stride};
+use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, rowwise, small, stride};
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
 /// few enough that a block's activations mostly stay in the L2 cache from one operation to the
@@ -445,6 +445,9 @@ impl Backend for Cuda {
         let (load, tokens) = self.loads.add(batch.tokens());
         arena.load = Some(load);
         if small::stage(self, arena, model, batch)? {
+            return Ok(());
+        }
+        if layers::encode(self, arena, model, batch)? {
             return Ok(());
         }
         self.embed_normed(arena, &model.embedding, Some(&model.embedding_norm), batch)?;

@@ -24,6 +24,8 @@ const HEADS: usize = 2;
 const HEAD_DIM: usize = 64;
 /// Bytes of a chunk of weights.
 const CHUNK_BYTES: usize = 16_384;
+/// Most positions: a token's has 16 bits.
+pub(super) const POSITIONS_MAX: usize = 1 << 16;
 /// Token rows of a warpgroup.
 const GROUP_ROWS: usize = 64;
 
@@ -31,12 +33,12 @@ const GROUP_ROWS: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Cache(Mutex<Option<Arc<Small>>>);
 
-/// What the kernel takes of a model.
+/// What the kernels take of a model.
 #[derive(Debug)]
-struct Small {
-    chunks: DeviceBuffer,
-    parameters: DeviceBuffer,
-    eps: f32,
+pub(super) struct Small {
+    pub(super) chunks: DeviceBuffer,
+    pub(super) parameters: DeviceBuffer,
+    pub(super) eps: f32,
 }
 
 /// A batch laid out in an arena's staging buffer.
@@ -49,7 +51,7 @@ pub(super) struct Pending {
 }
 
 /// Whether the kernel computes what the spec says.
-fn takes(spec: &EncoderSpec) -> bool {
+pub(super) fn takes(spec: &EncoderSpec) -> bool {
     let EncoderSpec { hidden, heads, head_dim, intermediate, .. } = *spec;
     (hidden, heads, head_dim) == (HIDDEN, HEADS, HEAD_DIM)
         && intermediate.is_multiple_of(64)
@@ -81,7 +83,7 @@ pub(super) fn stage(
     if cuda.format == Format::F32
         || longest > most * GROUP_ROWS
         || batch.rows() * HIDDEN > arena.output_values
-        || embedding.position_rows > 1 << 16
+        || embedding.position_rows > POSITIONS_MAX
         || !takes(&model.spec)
     {
         return Ok(false);
@@ -194,7 +196,7 @@ fn run(
 }
 
 /// The model's weights in the order of use.
-fn prepared(
+pub(super) fn prepared(
     cuda: &Cuda,
     arena: &Arena,
     model: &EncoderWeights<Cuda>,
