@@ -147,8 +147,7 @@ impl Limits {
 }
 
 impl Device {
-    /// Makes the card's context. At most `memory_limit` bytes will be allocated; 0 for all there
-    /// are.
+    /// Makes the card's context. At most `memory_limit` bytes will be allocated; 0 for all.
     pub(super) fn open(index: usize, memory_limit: usize) -> Result<Arc<Self>, String> {
         let (handle, limits) = Limits::of(index)?;
         let mut context = ptr::null_mut();
@@ -205,6 +204,13 @@ impl Device {
         check(code).map_err(|message| self.error(message))
     }
 
+    /// Waits for a copy or fill: they go by the default stream, for which our streams do not wait.
+    fn check_done(&self, code: cu::CUresult) -> Result<(), BackendError> {
+        self.check(code)?;
+        // SAFETY: there is always a default stream.
+        self.check(unsafe { cu::cuStreamSynchronize(ptr::null_mut()) })
+    }
+
     /// Allocates on the card.
     pub(super) fn allocate(
         self: &Arc<Self>,
@@ -227,7 +233,7 @@ impl Device {
         }
         self.peak.fetch_max(used, Ordering::Relaxed);
         // SAFETY: the range was just allocated. What no kernel has written yet reads as zeros.
-        self.check(unsafe { cu::cuMemsetD8_v2(buffer.address, 0, bytes) })?;
+        self.check_done(unsafe { cu::cuMemsetD8_v2(buffer.address, 0, bytes) })?;
         Ok(buffer)
     }
 
@@ -240,11 +246,8 @@ impl Device {
         // SAFETY: writes the pointer; freed in `Pinned::drop`.
         match unsafe { cu::cuMemHostAlloc(&mut host, bytes, flags) } {
             cu::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                return Err(BackendError::OutOfMemory {
-                    device: self.name.clone(),
-                    what: "page-locked host memory",
-                    needed_bytes: bytes,
-                });
+                let (device, what) = (self.name.clone(), "page-locked host memory");
+                return Err(BackendError::OutOfMemory { device, what, needed_bytes: bytes });
             }
             code => self.check(code)?,
         }
@@ -266,8 +269,7 @@ impl Device {
         Ok(Stream { handle: stream, device: self.clone() })
     }
 
-    /// Loads a bundle of cubins; the driver takes the one that fits the card. `start` says when its
-    /// kernels may begin.
+    /// Loads a bundle of cubins, from which the driver takes the card's. `start`: when they begin.
     pub(super) fn load(
         self: &Arc<Self>,
         bundle: &[u8],
@@ -324,8 +326,7 @@ pub(super) struct Matrix {
 }
 
 impl Device {
-    /// Describes tiles of `tile_rows` rows and 64 columns, with the 128-byte swizzle; what lies
-    /// outside of the matrix reads as zeros.
+    /// Describes tiles of `tile_rows` rows and 64 columns, swizzled; zeros outside of the matrix.
     pub(super) fn tensor_map(
         &self,
         matrix: Matrix,
@@ -382,11 +383,7 @@ impl DeviceBuffer {
         self.device.enter()?;
         // SAFETY: both ranges are as long as that.
         let code = unsafe { cu::cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len()) };
-        self.device.check(code)?;
-        // The last part of pageable memory may still be on its way through the default stream, for
-        // which our streams do not wait.
-        // SAFETY: there always is a default stream.
-        self.device.check(unsafe { cu::cuStreamSynchronize(ptr::null_mut()) })
+        self.device.check_done(code)
     }
 
     /// Copies the first `bytes` of another buffer to `offset` in this one.
@@ -400,7 +397,7 @@ impl DeviceBuffer {
         self.device.enter()?;
         let to = self.address + offset as u64;
         // SAFETY: both ranges lie in their buffers.
-        self.device.check(unsafe { cu::cuMemcpyDtoD_v2(to, from.address, bytes) })
+        self.device.check_done(unsafe { cu::cuMemcpyDtoD_v2(to, from.address, bytes) })
     }
 }
 

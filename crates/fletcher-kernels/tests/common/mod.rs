@@ -24,7 +24,8 @@ pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
 pub(crate) fn mixed(row: &[f32]) -> Vec<f32> {
     let columns = row.len();
     let suits = |order: &usize| columns.is_multiple_of(*order) && columns / order >= 16;
-    let order = [16, 8].into_iter().find(suits).filter(|_| columns <= 8192).unwrap_or(1);
+    let order =
+        [16, 8].into_iter().find(suits).filter(|_| (192..=8192).contains(&columns)).unwrap_or(1);
     let (apart, mut values) = (columns / order, row.to_vec());
     for distance in [1, 2, 4, 8].into_iter().filter(|&distance| distance < order) {
         let before = values.clone();
