@@ -149,12 +149,14 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Isa, Kernels};
 
+    /// How fast is the machine's affair; that there is a rate, and of what, is ours.
     #[test]
-    fn narrower_numbers_are_not_slower() {
-        let peak = |what| peak_gops(what).unwrap_or(f64::INFINITY);
-        assert!(peak(Multiply::F32) > 0.5, "{}", peak(Multiply::F32));
-        assert!(peak(Multiply::Bf16) > 0.5 * peak_gops(Multiply::F32).unwrap_or(0.0));
-        assert!(peak(Multiply::Int8) > 0.5 * peak_gops(Multiply::F32).unwrap_or(0.0));
+    fn what_is_measured_has_a_rate() {
+        assert!(peak_gops(Multiply::F32).is_some() || Kernels::detect().isa() == Isa::Scalar);
+        for what in [Multiply::F32, Multiply::Bf16, Multiply::Int8] {
+            assert!(peak_gops(what).is_none_or(|rate| rate.is_finite() && rate > 0.0));
+        }
     }
 }
