@@ -13,6 +13,7 @@
 
 mod spans;
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -69,6 +70,14 @@ const NOT_ASCII: u8 = 3;
 pub(super) struct Scratch {
     known: WordCache,
     word: Word,
+}
+
+/// A part of a text.
+enum Part {
+    /// Bytes without special tokens.
+    Plain(Range<usize>),
+    /// A special token and its bytes.
+    Special(u32, Range<usize>),
 }
 
 /// The word being read, and room for the hashes of its beginnings.
@@ -159,6 +168,14 @@ impl WordPiece {
     ) {
         scratch.known.expect(self.number, text.len());
         let stop = out.len().saturating_add(enough);
+        self.split(text, |part| match part {
+            Part::Plain(range) => self.plain(&text[range], stop, scratch, out),
+            Part::Special(id, _) => out.push(id),
+        });
+    }
+
+    /// Cuts a text at the special tokens that it spells out.
+    fn split(&self, text: &str, mut each: impl FnMut(Part)) {
         let (mut from, mut at) = (0, 0);
         while let Some(found) = text[at..].find(SPECIAL_START) {
             at += found;
@@ -166,15 +183,15 @@ impl WordPiece {
             let special = self.special.iter().find(|(token, _)| rest.starts_with(token.as_str()));
             match special {
                 Some((token, id)) => {
-                    self.plain(&text[from..at], stop, scratch, out);
-                    out.push(*id);
-                    at += token.len();
-                    from = at;
+                    each(Part::Plain(from..at));
+                    from = at + token.len();
+                    each(Part::Special(*id, at..from));
+                    at = from;
                 }
                 None => at += SPECIAL_START.len_utf8(),
             }
         }
-        self.plain(&text[from..], stop, scratch, out);
+        each(Part::Plain(from..text.len()));
     }
 
     /// A stretch of text without special tokens.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::thread::ScopedJoinHandle;
 
 use arrow::error::ArrowError;
@@ -13,7 +14,7 @@ use crate::chunk::{Chunk, Payload, RowError, VectorsView};
 use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::output::Output;
-use crate::sink::threads::{helpers, repanic};
+use crate::sink::threads::helpers;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN};
 
 /// Name of the key that keeps a row which is no object of its own.
@@ -155,7 +156,9 @@ impl Sink for Jsonl {
             _ => std::thread::scope(|scope| {
                 let spawn = |range| scope.spawn(move || sink.lines(rows, range));
                 let threads: Vec<_> = parts.map(spawn).collect();
-                let join = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(repanic);
+                let join = |thread: ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+                };
                 threads.into_iter().map(join).collect()
             }),
         };

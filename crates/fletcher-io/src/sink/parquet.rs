@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::thread::JoinHandle;
+use std::panic::resume_unwind;
+use std::thread::{self, JoinHandle};
 
 use arrow::array::{Array as _, ArrayRef};
 use arrow::datatypes::{DataType, SchemaRef};
@@ -22,7 +23,7 @@ use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::columns::BatchWriter;
 use crate::sink::output::{Output, io_error};
-use crate::sink::threads::{helpers, repanic};
+use crate::sink::threads::helpers;
 
 /// Rows in a row group, at most: the custom of Parquet writers.
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -128,14 +129,14 @@ impl Writer {
         let writers = self.columns.create_column_writers(self.groups)?;
         self.groups += 1;
         let encode = move || guarded(|| group.encode(writers), ParquetError::General);
-        self.encoding.push_back(std::thread::spawn(encode));
+        self.encoding.push_back(thread::Builder::new().spawn(encode)?);
         Ok(())
     }
 
     /// Writes the oldest of the groups that are encoded.
     fn append_group(&mut self) -> Result<(), ParquetError> {
         let Some(thread) = self.encoding.pop_front() else { return Ok(()) };
-        let columns = thread.join().unwrap_or_else(repanic)?;
+        let columns = thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         let append = || {
             let mut group = self.writer.next_row_group()?;
             columns.into_iter().try_for_each(|column| column.append_to_row_group(&mut group))?;
@@ -174,7 +175,7 @@ impl Group {
         };
         let behind = columns.split_off(largest + 1);
         let Some((_, largest_writers)) = columns.pop() else { return Ok(Vec::new()) };
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let encode = || {
                 let work = || self.encode_column(largest, largest_writers);
                 guarded(work, ParquetError::General)
@@ -185,7 +186,7 @@ impl Group {
                 columns.into_iter().map(encode).collect::<Result<Vec<_>, _>>()
             };
             let (before, behind) = (rest(columns), rest(behind));
-            let largest = thread.join().unwrap_or_else(repanic);
+            let largest = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             Ok([before?, vec![largest?], behind?].into_iter().flatten().flatten().collect())
         })
     }
@@ -243,7 +244,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let batch = |from: i64| {
             let numbers = Int64Array::from_iter_values(from..from + 100);
-            // Longer and longer, so that later groups are ready before earlier ones at times.
+            // Shorter and shorter, so that later groups are ready before earlier ones at times.
             let texts = (from..from + 100).map(|row| "x".repeat(2000 - row as usize));
             RecordBatch::try_from_iter([
                 ("number", Arc::new(numbers) as ArrayRef),

@@ -4,9 +4,7 @@
 //! million vectors. So what can be made of rows without knowing those before is made by several
 //! threads, and one puts it in order.
 
-use std::any::Any;
 use std::num::NonZero;
-use std::panic::resume_unwind;
 
 /// Threads that make lines or column chunks at the same time. A machine of few cores gets one: the
 /// encoder has more use for the others.
@@ -14,9 +12,4 @@ pub(super) fn helpers() -> usize {
     const MOST: usize = 4;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     (cores / 4).clamp(1, MOST)
-}
-
-/// Goes on with a thread's panic in the thread that waits for it.
-pub(super) fn repanic<R>(panic: Box<dyn Any + Send>) -> R {
-    resume_unwind(panic)
 }

@@ -70,6 +70,22 @@ fn an_output_that_cannot_be_is_refused_before_any_work() {
     assert!(matches!(error, Failure::Sink(SinkError::OutputIsInput { .. })), "{error}");
 }
 
+/// Also where threads make what is written: the disk's error comes through, not one of theirs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_as_such() {
+    let folder = Folder::new();
+    let input = folder.write("in.txt", "a\n".repeat(5000));
+    for extension in ["jsonl", "arrow", "arrows", "parquet"] {
+        let output = folder.path(&format!("out.{extension}"));
+        std::os::unix::fs::symlink("/dev/full", &output).unwrap();
+        let error = run(source_options(&input), sink_options(&output)).unwrap_err();
+        let full = matches!(&error, Failure::Sink(SinkError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::StorageFull);
+        assert!(full, "{extension}: {error}");
+    }
+}
+
 #[test]
 fn shapes_that_do_not_match_are_refused() {
     let folder = Folder::new();

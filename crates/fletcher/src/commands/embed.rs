@@ -28,10 +28,8 @@ use crate::progress::EmbedBar;
 
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
-/// Chunks that are embedded at the same time: the end of one idles no worker.
+/// Chunks that are embedded at the same time.
 const IN_FLIGHT: usize = 2;
-/// The same with a device of its own memory, to which a chunk is a few rounds of work.
-const IN_FLIGHT_BESIDE: usize = 4;
 /// How often a stage that waits looks at the stop signal.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -106,7 +104,7 @@ struct Progress {
 impl Stages<'_> {
     /// Embeds chunk after chunk until the source ends, a stage fails or the user stops it.
     ///
-    /// Several chunks are in flight, so that workers that are done with one begin the next; but a
+    /// Two chunks are in flight, so that workers that are done with one begin the next; but a
     /// finished chunk never waits for the source.
     fn drive(
         &self,
@@ -115,12 +113,10 @@ impl Stages<'_> {
         mut progress: impl FnMut(Progress),
     ) -> Result<(), Failure> {
         let (mut rows_done, mut ended) = (0, false);
-        let beside = self.embedder.devices().iter().any(|device| device.memory.is_some());
-        let most = if beside { IN_FLIGHT_BESIDE } else { IN_FLIGHT };
         std::thread::scope(|scope| {
             let mut in_flight = VecDeque::new();
             loop {
-                while !ended && in_flight.len() < most {
+                while !ended && in_flight.len() < IN_FLIGHT {
                     let read = match in_flight.is_empty() {
                         true => next(chunks, self.stop)?,
                         false => match chunks.try_recv() {

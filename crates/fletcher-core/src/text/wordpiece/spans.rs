@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use unicode_normalization::char::{canonical_combining_class, decompose_canonical};
 
-use super::{Class, SPECIAL_START, WordPiece};
+use super::{Class, Part, WordPiece};
 
 /// A character of the normalised text and the bytes of the text that it stands for.
 #[derive(Debug, Clone)]
@@ -23,22 +23,10 @@ impl WordPiece {
     /// The tokens of a text, without the frame, each with its bytes of the text.
     pub(in crate::text) fn spans(&self, text: &str) -> Vec<(u32, Range<usize>)> {
         let mut out = Vec::new();
-        let (mut from, mut at) = (0, 0);
-        while let Some(found) = text[at..].find(SPECIAL_START) {
-            at += found;
-            let rest = &text[at..];
-            let special = self.special.iter().find(|(token, _)| rest.starts_with(token.as_str()));
-            match special {
-                Some((token, id)) => {
-                    self.plain_spans(text, from..at, &mut out);
-                    out.push((*id, at..at + token.len()));
-                    at += token.len();
-                    from = at;
-                }
-                None => at += SPECIAL_START.len_utf8(),
-            }
-        }
-        self.plain_spans(text, from..text.len(), &mut out);
+        self.split(text, |part| match part {
+            Part::Plain(range) => self.plain_spans(text, range, &mut out),
+            Part::Special(id, range) => out.push((id, range)),
+        });
         out
     }
 
