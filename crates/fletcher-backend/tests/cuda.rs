@@ -110,6 +110,27 @@ fn small_encoder_over_long_sequences() {
     }
 }
 
+/// More tiles of rows than there are multiprocessors for.
+#[test]
+fn rowwise_layers_of_many_tokens() {
+    for (hidden, heads, inner) in [(384, 12, 1536), (384, 6, 512), (768, 12, 1024)] {
+        let spec = conformance::bert_like(hidden, heads, inner, 1000);
+        for precision in [Precision::F16, Precision::Bf16] {
+            for rowwise in [true, false] {
+                let rowwise = Some(rowwise);
+                let options = CudaOptions { precision, rowwise, ..CudaOptions::default() };
+                let Some(cuda) = open(options) else { return };
+                let lengths: Vec<usize> = (0..48).map(|i| 1000 - i).collect();
+                let worst = conformance::worst_of_parts(&cuda, &spec, &lengths).unwrap();
+                let what = format!("{hidden} wide, {precision:?}, {rowwise:?}");
+                eprintln!("{what}: {worst:e}");
+                let tolerance = if precision == Precision::F16 { 3e-2 } else { 2.5e-1 };
+                assert!(worst <= tolerance, "{what}: differs by {worst:e}");
+            }
+        }
+    }
+}
+
 /// The longest sequences of the longest models, beside short ones.
 #[test]
 fn long_sequences() {

@@ -73,6 +73,30 @@ pub fn worst_of<B: Backend>(
     Ok(worst_difference(&expected, &results(backend, &weights(backend, spec)?, &batch)?))
 }
 
+/// The largest difference between the last states of sequences of these lengths in one batch and in
+/// a batch each: where there are too many tokens for the reference.
+///
+/// # Errors
+/// When the device fails.
+pub fn worst_of_parts<B: Backend>(
+    backend: &B,
+    spec: &EncoderSpec,
+    lengths: &[usize],
+) -> Result<f64, BackendError> {
+    let ids = ids(spec, lengths);
+    let model = weights(backend, spec)?;
+    let mut arena = backend.plan(spec, ids.len())?;
+    let found = last_states(backend, &mut arena, &model, &pack(&ids, lengths))?;
+    let mut expected = Vec::with_capacity(found.len());
+    let mut rest = &ids[..];
+    for &length in lengths {
+        let (sequence, after) = rest.split_at(length);
+        expected.extend(last_states(backend, &mut arena, &model, &pack(sequence, &[length]))?);
+        rest = after;
+    }
+    Ok(worst_difference(&expected, &found))
+}
+
 /// Encodes sequences of these lengths time and again on four arenas at once, and compares every
 /// result with the first: what one arena has in flight may not reach another's.
 ///
@@ -126,11 +150,21 @@ fn results<B: Backend>(
         }
         found.extend(vectors);
     }
-    b.encode(&mut arena, model, batch)?;
-    let mut hidden = vec![f32::NAN; batch.tokens() * d];
-    b.download_hidden(&mut arena, batch, &mut hidden)?;
-    found.extend(hidden);
+    found.extend(last_states(b, &mut arena, model, batch)?);
     Ok(found)
+}
+
+/// The states of an encoded batch's tokens.
+fn last_states<B: Backend>(
+    b: &B,
+    arena: &mut B::Arena,
+    model: &EncoderWeights<B>,
+    batch: &PackedBatch,
+) -> Result<Vec<f32>, BackendError> {
+    b.encode(arena, model, batch)?;
+    let mut hidden = vec![f32::NAN; batch.tokens() * model.spec.hidden];
+    b.download_hidden(arena, batch, &mut hidden)?;
+    Ok(hidden)
 }
 
 /// The vectors of every pooling.

@@ -65,8 +65,9 @@ impl Arena {
             let bytes = slot_rows.saturating_mul(stride(width(spec, slot)) * format.bytes());
             device.allocate(bytes, "a worker's activations")
         };
-        // Ids, positions, places, ends, offsets and two words for each item of work.
-        let words = HEADER_WORDS + 7 * max_tokens + 2 * max_tokens.div_ceil(ITEM_QUERIES) + 64;
+        // Ids, positions, places, ends, offsets and four words for each item of work, of which
+        // there are at most as many as tokens.
+        let words = HEADER_WORDS + 9 * max_tokens + 64;
         let slots = [
             slot(Slot::Hidden)?,
             slot(Slot::Normed)?,
@@ -149,7 +150,8 @@ impl Arena {
         };
         let (ids, positions, places) = (part(tokens), part(tokens), part(tokens));
         let ends = part(tokens);
-        let (offsets, work) = (part(rows + 1), part(0));
+        let (offsets, end) = (part(rows + 1), part(0));
+        let work = end.next_multiple_of(4); // items are read as 16 bytes
         words[ids..ids + tokens].copy_from_slice(batch.ids());
         let mut item = work;
         for (row, sequence) in batch.sequences().enumerate() {
@@ -161,13 +163,14 @@ impl Arena {
             }
             words[ends + sequence.start..ends + sequence.end].fill(sequence.end as u32);
             for query in (0..sequence.len()).step_by(ITEM_QUERIES) {
-                words[item] = row as u32;
-                words[item + 1] = query as u32;
-                item += 2;
+                words[item] = sequence.start as u32;
+                words[item + 1] = sequence.len() as u32;
+                words[item + 2] = query as u32;
+                item += 4;
             }
         }
         words[offsets + rows] = tokens as u32;
-        self.items = (item - work) / 2;
+        self.items = (item - work) / 4;
         self.tokens = tokens;
         let header = [tokens, rows, self.items, 0, ids, positions, places, offsets, work, ends];
         for (word, value) in words.iter_mut().zip(header) {

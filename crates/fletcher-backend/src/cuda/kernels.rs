@@ -68,6 +68,9 @@ pub(super) struct Kernels {
     pub(super) layers: Option<Layers>,
     /// In the order of [`HOPPER_TILES`]; on Hopper, in the 16-bit formats.
     pub(super) hopper: Option<[HopperLinear; HOPPER_TILES.len()]>,
+    /// The linear layer with residual sum and norm for few tokens, by the width of its tiles, of
+    /// which [`NORM_TILES`] make a row.
+    pub(super) hopper_norm: Option<[HopperNorm; 2]>,
     /// On Hopper, in the 16-bit formats.
     pub(super) rowwise: Option<Rowwise>,
     _modules: Vec<Module>,
@@ -92,6 +95,17 @@ pub(super) struct Rowwise {
     /// The same, whose second layer applies GELU.
     pub(super) gelu: Kernel,
 }
+
+/// The linear layer with residual sum and norm by a cluster of blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HopperNorm {
+    pub(super) kernel: Kernel,
+    pub(super) shared_bytes: usize,
+    pub(super) width: usize,
+}
+
+/// `TOGETHER` of `hopper.cu`: blocks of a cluster, tiles of a row.
+pub(super) const NORM_TILES: usize = 6;
 
 /// Columns of the state in a block of a `rowwise` kernel.
 pub(super) const ROWWISE_WIDTH: usize = 384;
@@ -165,6 +179,7 @@ impl Kernels {
             })
             .collect::<Result<_, _>>()?;
         let mut modules = Vec::new();
+        let mut hopper_norm = None;
         let hopper = match sixteen_bits && device.limits().capability.0 == 9 {
             true => {
                 let module = device.load(HOPPER, Start::Early)?;
@@ -187,7 +202,14 @@ impl Kernels {
                         shared_bytes,
                     })
                 };
+                let norm = |tile: HopperTile| {
+                    let HopperLinear { shared_bytes, .. } = one(tile)?;
+                    let name = format!("hopper_norm_shared{}_{}", tile.width, format.name());
+                    let kernel = module.kernel(&name, shared_bytes)?;
+                    Ok::<_, BackendError>(HopperNorm { kernel, shared_bytes, width: tile.width })
+                };
                 let [a, b, c, d, e, f] = HOPPER_TILES;
+                hopper_norm = Some([norm(a)?, norm(b)?]);
                 let kernels = [one(a)?, one(b)?, one(c)?, one(d)?, one(e)?, one(f)?];
                 modules.push(module);
                 Some(kernels)
@@ -243,6 +265,7 @@ impl Kernels {
             arrange: small.kernel("arrange", 0)?,
             layers,
             hopper,
+            hopper_norm,
             rowwise,
             _modules: {
                 modules.extend([general, small]);
@@ -314,8 +337,8 @@ arguments! {
     }
     /// `HopperLinearArgs`.
     HopperArguments {
-        x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64,
-        rows: i32, k: i32, columns: i32, stride: i32,
+        x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64, scale: u64, shift: u64,
+        rows: i32, k: i32, columns: i32, stride: i32, eps: f32,
     }
     /// `RowwiseArgs`.
     RowwiseArguments {

@@ -117,10 +117,13 @@ impl Cuda {
             bias: address(&op.weight.bias),
             y: arena.slot(op.output),
             batch: arena.batch.address(),
+            scale: 0,
+            shift: 0,
             rows: op.weight.rows as i32,
             k: op.weight.cols as i32,
             columns: columns as i32,
             stride: columns as i32,
+            eps: 0.0,
         };
         let shared_bytes = kernels.shared_bytes;
         let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };

@@ -1,5 +1,6 @@
-//! Layers by the kernels that keep whole rows of the state (`kernels/rowwise.cu`): which models
-//! they take, and when they pay.
+//! Layers by the kernels that end a linear layer with the norm: those that keep whole rows of the
+//! state in a block (`kernels/rowwise.cu`), and, for few tokens, clusters of blocks with a tile of
+//! the row each (`kernels/hopper.cu`). Which models they take, and which of them when.
 
 use fletcher_core::backend::{AttentionOp, Backend, BackendError, Epilogue, LinearOp, Slot};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
@@ -7,16 +8,17 @@ use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement};
 
 use super::arena::Arena;
-use super::device::{Grid, TensorMap};
+use super::device::Grid;
 use super::kernels::{
-    HOPPER_WIDTHS, ROWWISE_COLUMNS_MAX, ROWWISE_SHARED, ROWWISE_WIDTH, RowwiseArguments, TILE,
+    HOPPER_WIDTHS, HopperArguments, HopperNorm, NORM_TILES, ROWWISE_COLUMNS_MAX, ROWWISE_SHARED,
+    ROWWISE_WIDTH, RowwiseArguments, TILE,
 };
 use super::ops::address;
 use super::{Cuda, Linear, Norm};
 
 /// A block's 128 rows take as long however many blocks there are. While the card has fewer tokens
-/// to encode than this share of what fills it once, in eighths, the composition of operations is
-/// faster, which deals out columns too.
+/// to encode than this share of what fills it once, in eighths, clusters are faster, which deal out
+/// columns too.
 const FILLED_MIN: usize = 5;
 
 /// A linear layer, the residual sum with [`Slot::Hidden`], a norm, and perhaps another linear
@@ -60,8 +62,8 @@ fn chained(model: &EncoderWeights<Cuda>) -> bool {
             .all(|columns| columns.is_multiple_of(128) && columns <= ROWWISE_COLUMNS_MAX)
 }
 
-/// Runs all layers over an embedded batch if the kernels take the model and pay for `tokens` tokens
-/// that are being encoded in all; tells whether it did.
+/// Runs all layers over an embedded batch if the kernels take the model, while `tokens` tokens are
+/// being encoded in all; tells whether it did.
 pub(super) fn encode(
     cuda: &Cuda,
     arena: &mut Arena,
@@ -71,11 +73,13 @@ pub(super) fn encode(
 ) -> Result<bool, BackendError> {
     let Some(blocks) = blocks_of_row(cuda, model) else { return Ok(false) };
     let filling = cuda.device.limits().multiprocessors / blocks * TILE;
-    if !cuda.rowwise.unwrap_or(8 * tokens >= FILLED_MIN * filling) {
-        return Ok(false);
-    }
+    let filled = cuda.rowwise.unwrap_or(8 * tokens >= FILLED_MIN * filling);
     let relative = model.relative_bias.as_ref();
-    let chained = chained(model);
+    let chained = filled && chained(model);
+    let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
+        true => launch(cuda, arena, blocks, op),
+        false => launch_cluster(cuda, arena, op),
+    };
     let store = Epilogue::Store;
     for (index, layer) in model.layers.iter().enumerate() {
         let Some(attention_norm) = &layer.attention_norm else { return Ok(false) };
@@ -94,7 +98,7 @@ pub(super) fn encode(
             norm: attention_norm,
             second: chained.then_some(up),
         };
-        launch(cuda, arena, blocks, op)?;
+        with_norm(arena, op)?;
         if !chained {
             let activation = model.spec.feed_forward.activation;
             let epilogue = match model.spec.feed_forward.gated {
@@ -111,9 +115,40 @@ pub(super) fn encode(
             norm: &layer.feed_forward_norm,
             second: next.map(|next| (&next.qkv, Slot::Qkv, Activation::Identity)),
         };
-        launch(cuda, arena, blocks, op)?;
+        with_norm(arena, op)?;
     }
     Ok(true)
+}
+
+/// The same without a second layer, by clusters of blocks that share a row of tiles.
+fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), BackendError> {
+    let none = || cuda.device.error("there are no tiles for Hopper's kernels");
+    let columns = arena.stride(Slot::Hidden);
+    let kernels = cuda.kernels.hopper_norm.ok_or_else(none)?;
+    let fits = |kernel: &HopperNorm| kernel.width * NORM_TILES == columns;
+    let HopperNorm { kernel, shared_bytes, width } =
+        kernels.into_iter().find(fits).ok_or_else(none)?;
+    let maps = op.first.maps.ok_or_else(none)?;
+    let at = HOPPER_WIDTHS.iter().position(|&other| other == width).ok_or_else(none)?;
+    let arguments = HopperArguments {
+        x: arena.map(op.input).ok_or_else(none)?,
+        w: maps[at],
+        bias: address(&op.first.bias),
+        y: arena.slot(Slot::Hidden),
+        batch: arena.batch.address(),
+        scale: op.norm.scale.address(),
+        shift: address(&op.norm.bias),
+        rows: op.first.rows as i32,
+        k: op.first.cols as i32,
+        columns: columns as i32,
+        stride: columns as i32,
+        eps: op.norm.eps,
+    };
+    let blocks = (arena.tokens.div_ceil(TILE) * NORM_TILES, 1);
+    let grid = Grid { blocks, threads: 384, shared_bytes };
+    // SAFETY: `HopperLinearArgs`; the maps are of the slot and the weight, whose rows are as many
+    // as the state has columns, by `blocks_of_row`; all biases are there.
+    unsafe { arena.stream.launch(&kernel, grid, &arguments) }
 }
 
 fn launch(
@@ -122,11 +157,13 @@ fn launch(
     blocks: usize,
     op: RowwiseOp<'_>,
 ) -> Result<(), BackendError> {
-    let at = HOPPER_WIDTHS.iter().position(|&width| width == TILE);
-    let map = |maps: Option<[TensorMap; HOPPER_WIDTHS.len()]>| Some(maps?[at?]);
     let none = || cuda.device.error("there are no tiles for Hopper's kernels");
+    let map = |linear: &Linear, rows: usize| {
+        let at = HOPPER_WIDTHS.iter().position(|&width| width == rows);
+        linear.maps.zip(at).map(|(maps, at)| maps[at]).ok_or_else(none)
+    };
     let kernels = cuda.kernels.rowwise.ok_or_else(none)?;
-    let first = map(op.first.maps).ok_or_else(none)?;
+    let first = map(op.first, ROWWISE_WIDTH / 2)?;
     let (kernel, second, columns) = match op.second {
         None => (kernels.norm[blocks - 1], None, 0),
         Some((linear, output, Activation::GeluErf)) => {
@@ -139,7 +176,7 @@ fn launch(
         state: arena.map(Slot::Hidden).ok_or_else(none)?,
         first,
         second: match second {
-            Some((linear, _)) => map(linear.maps).ok_or_else(none)?,
+            Some((linear, _)) => map(linear, TILE)?,
             None => first,
         },
         first_bias: address(&op.first.bias),
@@ -153,10 +190,10 @@ fn launch(
         columns: columns as i32,
         eps: op.norm.eps,
     };
-    let tiles = arena.tokens.div_ceil(TILE);
-    let at_once = cuda.device.limits().multiprocessors / blocks;
+    // A block for each tile. The kernels would go on to a second one and save its start, but that
+    // has not been seen to be right on a card since their ring holds steps of four slots.
     let grid = Grid {
-        blocks: (tiles.min(at_once) * blocks, 1),
+        blocks: (arena.tokens.div_ceil(TILE) * blocks, 1),
         threads: 384,
         shared_bytes: ROWWISE_SHARED,
     };

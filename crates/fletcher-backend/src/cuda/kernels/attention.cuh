@@ -21,78 +21,103 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
   constexpr int ROW = DIM * 2 + 16; // the extra 16 bytes keep fragment loads free of bank conflicts
   constexpr int PARTS = DIM / 8, TILE_BYTES = 64 * ROW, STAGES = DIM == 128 ? 1 : 2;
   extern __shared__ __align__(128) unsigned char memory[];
-  const u32* items = part(p.batch, p.batch->work);
-  const u32* offsets = part(p.batch, p.batch->offsets);
+  const uint4* items = (const uint4*)part(p.batch, p.batch->work);
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   u32 base = shared_address(memory);
-  int width = p.heads * p.head_dim, count = p.batch->items * p.heads;
+  int width = p.heads * p.head_dim, count = p.batch->items;
   bool whole = p.head_dim % 8 == 0, plain = p.window < 0 && !p.relative;
+  // From one work of this block to its next: items by heads.
+  int items_on = gridDim.x / p.heads, heads_on = gridDim.x % p.heads;
 
   // Which keys of which work.
   struct Step {
-    int work, head, length, q0, k0, high;
+    int item, head, length, q0, k0, high, odd;
     u32 start;
   };
-  auto begin = [&](Step& s) {
-    if (s.work >= count) return;
-    const u32* item = items + s.work / p.heads * 2;
-    s.head = s.work % p.heads;
-    s.start = offsets[item[0]];
-    s.length = offsets[item[0] + 1] - s.start;
-    s.q0 = item[1];
+  // The item that follows is read while the one before it is worked on.
+  auto advance = [&](int& item, int& head) {
+    item += items_on;
+    head += heads_on;
+    if (head >= p.heads) {
+      head -= p.heads;
+      item += 1;
+    }
+  };
+  // Each lane has one of its four words: what is the same in all lanes the compiler would move to the
+  // uniform registers as soon as it is read, and wait for it there.
+  auto read = [&](int item) { return item < count ? __ldg((const u32*)(items + item) + lane % 4) : 0u; };
+  auto begin = [&](Step& s, u32 word) {
+    s.start = __shfl_sync(0xffffffffu, word, 0);
+    s.length = __shfl_sync(0xffffffffu, word, 1);
+    s.q0 = __shfl_sync(0xffffffffu, word, 2);
     int low = p.window < 0 ? 0 : max(0, s.q0 - p.window);
     s.high = p.window < 0 ? s.length : min(s.length, min(s.q0 + 64, s.length) + p.window);
     s.k0 = low / 64 * 64;
   };
+  // Rows of queries (0), keys (1) or values (2): a thread brings 16 bytes of every `AT_ONCE`th row.
+  constexpr int AT_ONCE = 128 / PARTS;
+  int r = thread / PARTS, c = thread % PARTS * 8;
+  u32 place = r * ROW + c * 2;
   auto load = [&](u32 to, const Step& s, int which, int first) {
-    const T* from = (const T*)p.qkv + (u64)s.start * p.stride + which * width + s.head * p.head_dim;
+    const T* from = (const T*)p.qkv + (u64)(s.start + first + r) * p.stride + which * width + s.head * p.head_dim + c;
+    if (whole) {
+      int left = c < p.head_dim ? s.length - first - r : 0;
 #pragma unroll
-    for (int at = thread; at < 64 * PARTS; at += 128) {
-      int r = at / PARTS, c = at % PARTS * 8;
-      bool inside = first + r < s.length;
-      u32 address = to + r * ROW + c * 2;
-      const T* source = from + (u64)(inside ? first + r : 0) * p.stride;
-      if (whole) {
-        bool valid = inside && c < p.head_dim;
-        copy_async(address, source + (valid ? c : 0), valid);
-      } else {
-        u32 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          int d = c + 2 * i;
-          float a = inside && d < p.head_dim ? load1(source + d) : 0.f;
-          float b = inside && d + 1 < p.head_dim ? load1(source + d + 1) : 0.f;
-          v[i] = Format<T>::pack(a, b);
-        }
-        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                     : "memory");
+      for (int i = 0; i < 64 / AT_ONCE; ++i) {
+        bool valid = i * AT_ONCE < left;
+        copy_async(to + place + i * AT_ONCE * ROW, valid ? from + (u64)i * AT_ONCE * p.stride : (const T*)p.qkv, valid);
       }
+      return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < 64 / AT_ONCE; ++i) {
+      bool inside = first + r + i * AT_ONCE < s.length;
+      const T* source = from + (u64)i * AT_ONCE * p.stride;
+      u32 v[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        int d = c + 2 * j;
+        float a = inside && d < p.head_dim ? load1(source + 2 * j) : 0.f;
+        float b = inside && d + 1 < p.head_dim ? load1(source + 2 * j + 1) : 0.f;
+        v[j] = Format<T>::pack(a, b);
+      }
+      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + place + i * AT_ONCE * ROW), "r"(v[0]), "r"(v[1]),
+                   "r"(v[2]), "r"(v[3]) : "memory");
     }
   };
   // A stage has queries, keys and values; the queries are loaded with a work's first keys.
+  auto queries = [&](const Step& s) { return base + (2 * STAGES + (STAGES == 2 ? s.odd : 0)) * TILE_BYTES; };
   auto fetch = [&](int stage, const Step& s, bool fresh) {
     u32 to = base + stage * 2 * TILE_BYTES;
-    if (s.work < count) {
+    if (s.item < count) {
       load(to, s, 1, s.k0);
       load(to + TILE_BYTES, s, 2, s.k0);
-      if (fresh) load(base + (2 * STAGES + (STAGES == 2 ? s.work / (int)gridDim.x % 2 : 0)) * TILE_BYTES, s, 0, s.q0);
+      if (fresh) load(queries(s), s, 0, s.q0);
     }
     copy_commit();
   };
 
   Step now = {}, next;
-  now.work = blockIdx.x;
-  begin(now);
+  now.item = blockIdx.x / p.heads;
+  now.head = blockIdx.x % p.heads;
+  begin(now, read(now.item));
+  int item_after = now.item, head_after = now.head;
+  advance(item_after, head_after);
+  u32 after = read(item_after);
   bool fresh = true; // these are the work's first keys
   float out[DIM / 8][4], top[2], sum[2];
   if (STAGES == 2) fetch(0, now, true);
-  for (int stage = 0; now.work < count; now = next, stage ^= STAGES - 1) {
+  for (int stage = 0; now.item < count; now = next, stage ^= STAGES - 1) {
     next = now;
     next.k0 += 64;
     bool last = next.k0 >= now.high;
     if (last) {
-      next.work += gridDim.x;
-      begin(next);
+      next.item = item_after;
+      next.head = head_after;
+      next.odd ^= 1;
+      begin(next, after);
+      advance(item_after, head_after);
+      after = read(item_after);
     }
     if (STAGES == 2) {
       fetch(stage ^ 1, next, last);
@@ -103,7 +128,7 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
     }
     __syncthreads();
     u32 ks = base + stage * 2 * TILE_BYTES, vs = ks + TILE_BYTES;
-    u32 qs = base + (2 * STAGES + (STAGES == 2 ? now.work / (int)gridDim.x % 2 : 0)) * TILE_BYTES;
+    u32 qs = queries(now);
     int query[2] = {now.q0 + warp * 16 + g, now.q0 + warp * 16 + g + 8}, keys = now.length - now.k0;
     if (fresh) {
 #pragma unroll
@@ -119,7 +144,7 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
         ldmatrix(a, qs + (warp * 16 + lane % 16) * ROW + (2 * kk + lane / 16) * 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (16 * j >= keys) break;
+          if (j == 2 && keys <= 32) break;
           u32 b[4];
           ldmatrix(b, ks + (j * 16 + lane % 8 + lane / 16 * 8) * ROW + (2 * kk + lane / 8 % 2) * 16);
           mma<T>(s[2 * j], a, b[0], b[1]);
@@ -176,7 +201,7 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
       }
 #pragma unroll
       for (int kk = 0; kk < 4; ++kk) {
-        if (16 * kk >= keys) break;
+        if (kk == 2 && keys <= 32) break;
         u32 a[4] = {Format<T>::pack(s[2 * kk][0], s[2 * kk][1]), Format<T>::pack(s[2 * kk][2], s[2 * kk][3]),
                     Format<T>::pack(s[2 * kk + 1][0], s[2 * kk + 1][1]),
                     Format<T>::pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
@@ -225,10 +250,9 @@ template <class T> DEVICE void attention_plain(const AttentionArgs& p) {
   __shared__ float queries[4][256];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y;
   if (blockIdx.x / 16 >= p.batch->items) return;
-  const u32* item = part(p.batch, p.batch->work) + 2 * (blockIdx.x / 16);
-  const u32* offsets = part(p.batch, p.batch->offsets);
-  u32 start = offsets[item[0]];
-  int length = offsets[item[0] + 1] - start, query = item[1] + blockIdx.x % 16 * 4 + warp;
+  uint4 item = ((const uint4*)part(p.batch, p.batch->work))[blockIdx.x / 16];
+  u32 start = item.x;
+  int length = item.y, query = item.z + blockIdx.x % 16 * 4 + warp;
   if (query >= length) return;
   int width = p.heads * p.head_dim;
   const T* base = (const T*)p.qkv + (u64)start * p.stride + head * p.head_dim;

@@ -248,7 +248,7 @@ DEVICE float activate(int activation, float x) {
 
 // The exact GELU, x * Phi(x), with Phi as a polynomial between -4.25 and 4.25 and 0 or 1 outside:
 // at most 4.6e-5 from the true value, a tenth of what rounding to f16 costs a number near 1.
-DEVICE float gelu(float x) {
+DEVICE float gelu_by_polynomial(float x) {
   float c = fminf(fmaxf(x, -4.25f), 4.25f), u = c * c;
   float p = 5.564813193581486e-11f;
   p = fmaf(p, u, -5.3277107170401905e-09f);
@@ -260,4 +260,15 @@ DEVICE float gelu(float x) {
   p = fmaf(p, u, -0.0663444772362709f);
   p = fmaf(p, u, 0.3989023268222809f);
   return x * __saturatef(fmaf(c, p, 0.5f));
+}
+
+// The same as x / (1 + exp(-q(x))), with q as near to the logarithm of Phi's odds as three terms
+// come: at most 7.9e-5 from the true value, a sixth of what rounding to f16 costs a number near 1.
+// It takes two thirds of the polynomial's instructions, two of them the special functions' unit's.
+DEVICE float gelu(float x) {
+  float u = fminf(x * x, 64.f); // behind which q would turn, and Phi is 0 or 1 in f32
+  float q = fmaf(fmaf(0.0007714342f, u, -0.10506102f), u, -2.3033181f); // by log2(e)
+  float odds;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(odds) : "f"(1.f + exp2_fast(x * q)));
+  return x * odds;
 }

@@ -458,14 +458,14 @@ FORMAT(Bf16, bf16)
 FORMAT(float, f32)
 
 // The backend starts as many blocks as share a multiprocessor by these bounds, or a few more.
-#if __CUDA_ARCH__ >= 1000
-constexpr int BLOCKS_32 = 4; // more spill there
+#if __CUDA_ARCH__ == 900
+constexpr int BLOCKS_32 = 5, BLOCKS_64 = 4;
 #else
-constexpr int BLOCKS_32 = 5;
+constexpr int BLOCKS_32 = 4, BLOCKS_64 = 3; // more spill there
 #endif
 #define TILED(T, name)                                                               \
   ENTRY(attention_32, name, 128, BLOCKS_32, AttentionArgs, (attention_tiled<T, 32>))         \
-  ENTRY(attention_64, name, 128, 4, AttentionArgs, (attention_tiled<T, 64>))         \
+  ENTRY(attention_64, name, 128, BLOCKS_64, AttentionArgs, (attention_tiled<T, 64>))         \
   ENTRY(attention_128, name, 128, 2, AttentionArgs, (attention_tiled<T, 128>))
 TILED(Half, f16)
 TILED(Bf16, bf16)

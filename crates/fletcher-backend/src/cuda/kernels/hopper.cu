@@ -15,13 +15,28 @@ struct HopperLinearArgs {
   const float* bias; // zeros behind the rows up to a multiple of 768
   void* y;
   const Batch* batch;
+  const float *scale, *shift; // of the norm
   int rows;    // of W
   int k;       // columns of x and W
   int columns; // of y: everything up to its stride
   int stride;  // of y
+  float eps;
 };
 
-enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2 };
+// NORM is y = norm(x * W^T + bias + y), for as many columns as `TOGETHER` tiles have: that many blocks,
+// a cluster, make one row of tiles, and tell each other their rows' means and squares.
+enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3 };
+
+constexpr int TOGETHER = 6;
+
+DEVICE u32 of_block(u32 address, u32 rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
 constexpr int M = 128, K = 64, STAGE_ROW = 144;
 
@@ -30,10 +45,130 @@ template <int N> struct Shape {
   static constexpr int STAGES = N == 256 ? 4 : N == 192 ? 5 : N == 128 ? 6 : 8;
 };
 
+// 16 rows of y as they are read; then d += those, by way of shared memory.
+template <class T, int N>
+DEVICE void read_rows(uint4 (&held)[N / 16], const T* y, int row, int tokens, int stride, int column) {
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < N / 16; ++i) {
+    int r = row + i % 4 * 4 + lane / 8;
+    held[i] = make_uint4(0, 0, 0, 0);
+    if (r < tokens) held[i] = *(const uint4*)(y + (u64)r * stride + column + i / 4 * 64 + lane % 8 * 8);
+  }
+}
+template <class T, int N> DEVICE void add_rows(float (&d)[N / 2], const uint4 (&held)[N / 16], u32 stage) {
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int piece = 0; piece < N / 64; ++piece) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint4 v = held[4 * piece + i];
+      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(stage + (i * 4 + lane / 8) * STAGE_ROW + lane % 8 * 16),
+                   "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    }
+    __syncwarp();
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      u32 w[4];
+      ldmatrix(w, stage + (lane % 16) * STAGE_ROW + (pair * 2 + lane / 16) * 16);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        d[piece * 32 + pair * 8 + 2 * i] += Format<T>::low(w[i]);
+        d[piece * 32 + pair * 8 + 2 * i + 1] += Format<T>::high(w[i]);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// Normalises rows of which each block of the cluster has N columns.
+template <int N>
+DEVICE void normalise(float (&d)[N / 2], float2 (&told)[TOGETHER][M], u32 all_told, u32 parity, int row, const float* scale,
+                      const float* shift, float eps) {
+  int lane = threadIdx.x % 32, t = lane % 4;
+  u32 rank = blockIdx.x % TOGETHER;
+  float mean[2], squares[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float chains[4] = {};
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j) {
+      chains[j % 2] += d[4 * j + 2 * h];
+      chains[2 + j % 2] += d[4 * j + 2 * h + 1];
+    }
+    mean[h] = quad_sum((chains[0] + chains[1]) + (chains[2] + chains[3])) * (1.f / N);
+    float again[4] = {};
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float apart = d[4 * j + 2 * h + e] - mean[h];
+        again[2 * e + j % 2] += apart * apart;
+      }
+    squares[h] = quad_sum((again[0] + again[1]) + (again[2] + again[3]));
+  }
+  // The four lanes that share the rows tell two blocks each, the last two of them nobody twice.
+  for (u32 to = t; to < TOGETHER; to += 4) {
+    u32 there = of_block(shared_address(&told[rank][row]), to);
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there + 64 * h), "f"(mean[h]), "f"(squares[h]) : "memory");
+  }
+  __syncwarp();
+  if (lane < TOGETHER)
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(of_block(all_told, lane)) : "memory");
+  float2 by[N / 8], plus[N / 8]; // asked for before the wait
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    by[j] = __ldg((const float2*)(scale + j * 8 + 2 * t));
+    plus[j] = __ldg((const float2*)(shift + j * 8 + 2 * t));
+  }
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(all_told), "r"(parity) : "memory");
+  float factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float2 of[TOGETHER];
+    float sum = 0.f, all = 0.f;
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) {
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(of[i].x), "=f"(of[i].y)
+                   : "r"(shared_address(&told[i][row + 8 * h])) : "memory");
+      sum += of[i].x;
+    }
+    mean[h] = sum * (1.f / TOGETHER);
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) {
+      float apart = of[i].x - mean[h];
+      all += of[i].y + N * apart * apart;
+    }
+    factor[h] = rsqrtf(all * (1.f / (TOGETHER * N)) + eps);
+    mean[h] *= -factor[h];
+  }
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 s = by[j], b = plus[j];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      d[4 * j + 2 * h] = fmaf(fmaf(d[4 * j + 2 * h], factor[h], mean[h]), s.x, b.x);
+      d[4 * j + 2 * h + 1] = fmaf(fmaf(d[4 * j + 2 * h + 1], factor[h], mean[h]), s.y, b.y);
+    }
+  }
+}
+
 template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(const HopperLinearArgs& p) {
   constexpr int STAGES = Shape<N>::STAGES, STAGE_BYTES = Shape<N>::STAGE_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
+  // Of each group's tile, and of the one before it.
+  __shared__ float2 biases[EPILOGUE == GELU ? 2 : 1][2][N / 2];
+  // Of this tile and of the one before it: every block's mean and sum of squares by row, and the
+  // barrier that all warps of all blocks arrive at when they have told theirs. A barrier of its own
+  // for each, since a warp may be through with a tile before all others have told theirs.
+  __shared__ float2 told[EPILOGUE == NORM ? 2 : 1][TOGETHER][M];
+  __shared__ __align__(8) u64 all_told[2];
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   u32 ring = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES;
   if (thread == 0) {
@@ -41,9 +176,12 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, TURNS ? 4 : 8);
     }
+    if (EPILOGUE == NORM)
+      for (int i = 0; i < 2; ++i) barrier_init(shared_address(&all_told[i]), TOGETHER * 8);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
+  if (EPILOGUE == NORM) cluster_sync();
+  else __syncthreads();
   release_next();
   int tokens = p.batch->tokens, steps = (p.k + K - 1) / K, across = (p.columns + N - 1) / N;
   int tiles = (tokens + M - 1) / M * across;
@@ -53,7 +191,7 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
 
   if (warp >= 8) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (warp > 8 || lane > 0) return;
+    if (warp == 8 && lane == 0) {
     u32 count = 0;
     auto fetch_weights = [&](int tile, int step, u32 slot) {
       expect_bytes(full + 8 * slot, STAGE_BYTES);
@@ -73,13 +211,14 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
         }
         fetch_tile(ring + slot * STAGE_BYTES, &p.x, step * K, tile / across * M, full + 8 * slot);
       }
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     int group = warp / 4, t = lane % 4;
     u32 stage = ring + STAGES * STAGE_BYTES + warp * 16 * STAGE_ROW;
     constexpr int PARTS = TURNS ? 2 : 1; // of 64 rows each
     int stride = TURNS ? 2 * gridDim.x : gridDim.x;
-    u32 count = TURNS ? group * steps : 0;
+    u32 count = TURNS ? group * steps : 0, turn = 0;
     // A group begins a tile's products when the other has begun all of its own: a slot's barrier
     // tells only its last two phases apart.
     auto take_turn = [&] {
@@ -104,7 +243,17 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
           d[part][4 * j + 1] = d[part][4 * j + 3] = bias.y;
         }
       }
+      // GELU's bias comes while the products are made.
+      float2 mine = make_float2(0.f, 0.f);
+      if (EPILOGUE == GELU && thread % 128 < N / 2) mine = __ldg((const float2*)(p.bias + n0) + thread % 128);
       take_turn();
+      // The state is read while the products are made, and not before the first tile of x is there:
+      // till then other kernels may write it.
+      uint4 held[EPILOGUE == NORM ? N / 16 : 1];
+      if constexpr (EPILOGUE == NORM) {
+        barrier_wait(full + 8 * slot_of(count), phase_of(count));
+        read_rows<T, N>(held, (const T*)p.y, tile / across * M + warp * 16, tokens, p.stride, n0);
+      }
       for (int step = 0; step < steps; ++step, ++count) {
         u32 slot = slot_of(count), at = ring + slot * STAGE_BYTES;
         barrier_wait(full + 8 * slot, phase_of(count));
@@ -123,7 +272,20 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       warpgroup_wait<0>();
       if (lane == 0) barrier_arrive(empty + 8 * slot_of(count - 1));
       if (TURNS) count += steps; // the other group's tile
+      u32 bias_at = 0;
+      if (EPILOGUE == GELU) {
+        if (thread % 128 < N / 2) biases[turn % 2][group][thread % 128] = mine;
+        named_sync(3 + group, 128);
+        bias_at = shared_address(&biases[turn % 2][group][t]);
+        ++turn;
+      }
 
+      if constexpr (EPILOGUE == NORM) {
+        add_rows<T, N>(d[0], held, stage);
+        normalise<N>(d[0], told[turn % 2], shared_address(&all_told[turn % 2]), turn / 2 % 2, warp * 16 + lane / 4, p.scale + n0,
+                     p.shift + n0, p.eps);
+        ++turn;
+      }
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
         int row = tile / across * M + (TURNS ? part : group) * 64 + warp % 4 * 16;
@@ -150,7 +312,8 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
             for (int j = 0; j < 2; ++j) {
               int index = piece * 8 + pair * 2 + j;
               float2 bias = make_float2(0.f, 0.f);
-              if (EPILOGUE == GELU) bias = __ldg((const float2*)(p.bias + n0 + index * 8 + 2 * t));
+              if (EPILOGUE == GELU)
+                asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias.x), "=f"(bias.y) : "r"(bias_at + index * 32));
 #pragma unroll
               for (int h = 0; h < 2; ++h) {
                 float x = d[part][4 * index + 2 * h], y = d[part][4 * index + 2 * h + 1];
@@ -181,6 +344,11 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       }
     }
   }
+  // A block's shared memory stays until the others have no more to write there.
+  if (EPILOGUE == NORM) {
+    __syncwarp();
+    cluster_sync();
+  }
 }
 
 #define ENTRY(T, name, N, EPILOGUE, epilogue, TURNS, way)                                           \
@@ -192,7 +360,14 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
   ENTRY(T, name, N, STORE, store, TURNS, way)            \
   ENTRY(T, name, N, ACCUMULATE, accumulate, TURNS, way)  \
   ENTRY(T, name, N, GELU, gelu, TURNS, way)
+#define CLUSTER_ENTRY(T, name, N)                                                                   \
+  extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(TOGETHER, 1, 1)             \
+      hopper_norm_shared##N##_##name(const __grid_constant__ HopperLinearArgs p) {                  \
+    hopper_linear<T, N, NORM, false>(p);                                                            \
+  }
 #define FORMAT(T, name)                \
+  CLUSTER_ENTRY(T, name, 64)           \
+  CLUSTER_ENTRY(T, name, 128)          \
   ENTRIES(T, name, 64, false, shared)  \
   ENTRIES(T, name, 128, false, shared) \
   ENTRIES(T, name, 192, false, shared) \

@@ -8,15 +8,17 @@
 // only the first half: the pair exchanges each row's mean and squares.
 //
 // A block has 128 rows, 64 to each of its two computing warpgroups, whose threads hold two rows'
-// worth of 3 x 128 columns of sums. The third warpgroup's first thread fills a ring of tiles of 128
-// rows by 64 columns, of operands and weights in their order of use. The second product takes
-// the normalised rows from shared memory, 128 columns at a time, the warpgroups in turn.
+// worth of 384 columns of sums. The third warpgroup's first thread fills a ring of tiles of 128 rows
+// by 64 columns, of operands and weights in their order of use. Shared memory's bandwidth is what
+// limits products that take both operands from there, so that the second takes the normalised rows
+// from registers, where the norm leaves them in the very layout of an operand; it makes 128 columns
+// at a time, the warpgroups in turn.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
 #include "warpgroup.cuh"
 
 struct RowwiseArgs {
-  TensorMap x, state, first, second; // tiles of 128 rows
+  TensorMap x, state, first, second; // tiles of 128 rows; of `first`, of 192
   const float *first_bias, *scale, *shift, *second_bias;
   void* hidden; // read through `state`
   void* out;
@@ -33,81 +35,132 @@ enum Second { NOTHING = 0, STORE = 1, GELU = 2 };
 constexpr int SCALE = 384, SHIFT = 768, SECOND_BIAS = 1152;
 
 constexpr int ROWS = 128, TILE_BYTES = ROWS * 128, WIDTH = 384, BLOCKS = WIDTH / 64;
+// A step of the first product takes four slots that lie one behind the other: one for a tile of x,
+// three for two halves of the weights' rows, which come and go by the second's and the third's
+// barriers. The second product's turns need twice `BLOCKS`, those that are read and those that come.
+constexpr int STEP = 4, SLOTS = 12, HALF = WIDTH / 2, HALF_BYTES = HALF * 128;
 
-template <int SECOND> struct Shape {
-  // Without a second product nobody needs the rows in shared memory.
-  static constexpr int STAGES = SECOND ? 7 : 13, RING = SECOND ? BLOCKS * TILE_BYTES : 0;
-};
-
-template <int STAGES> struct Ring {
+struct Ring {
   u32 memory, full, empty, slot, phase;
-  DEVICE void next() {
-    if (++slot == STAGES) {
+  DEVICE void advance(u32 count) {
+    slot += count;
+    if (slot == SLOTS) {
       slot = 0;
       phase ^= 1;
     }
   }
-  // The reader's side: waits for the next tile; gives one back when all lanes are done with it.
-  DEVICE u32 wait() const {
-    barrier_wait(full + 8 * slot, phase);
-    return memory + slot * TILE_BYTES;
+  DEVICE u32 at(u32 ahead = 0) const { return memory + (slot + ahead) * TILE_BYTES; }
+  // The reader's side: waits for a tile; gives it back when all lanes are done with it.
+  DEVICE void wait(u32 ahead = 0) const { barrier_wait(full + 8 * (slot + ahead), phase); }
+  DEVICE void give_back(u32 first) const {
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * first);
   }
-  DEVICE void give_back(u32 which) const {
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * which);
+  DEVICE void give_back_step(u32 first) const {
+    u32 lane = threadIdx.x % 32;
+    if (lane < STEP) barrier_arrive(empty + 8 * (first + lane));
   }
   // The writer's.
-  DEVICE void fetch(const TensorMap* map, int column, int row) {
-    barrier_wait(empty + 8 * slot, phase ^ 1);
+  DEVICE void claim(u32 ahead = 0) const { barrier_wait(empty + 8 * (slot + ahead), phase ^ 1); }
+  DEVICE void fetch(const TensorMap* map, int column, int row, u32 go_on = 1) {
+    claim();
     expect_bytes(full + 8 * slot, TILE_BYTES);
-    fetch_tile(memory + slot * TILE_BYTES, map, column, row, full + 8 * slot);
-    next();
+    fetch_tile(at(), map, column, row, full + 8 * slot);
+    advance(go_on);
   }
 };
 
-template <int STAGES> DEVICE void produce(const RowwiseArgs& p, Ring<STAGES> ring, int first, int count, int tiles, int column0) {
+// Tiles that nobody fills, behind all of a block's rows: the next ones' steps begin at a
+// multiple of `STEP`.
+DEVICE int unused_slots(const RowwiseArgs& p) { return (p.columns / 128 + 1) % 2 * (BLOCKS % STEP); }
+
+// Blocks begin at different places of the weights, four neighbours at the same: many multiprocessors
+// that want the same bytes at the same time wait for the few slices of the L2 cache that have them,
+// while neighbours' requests are answered as one. Pairs of blocks have halves of the weights each, and
+// are faster in step.
+template <int PAIR> DEVICE int first_of(int count) { return PAIR == 1 && count ? blockIdx.x / 4 % count : 0; }
+DEVICE int next_of(int at, int count) { return at + 1 == count ? 0 : at + 1; }
+
+template <int PAIR> DEVICE void produce(const RowwiseArgs& p, Ring ring, int first, int count, int tiles, int column0) {
+  int steps = p.k / 64, chunks = p.columns / 128;
+  auto fetch_half = [&](int k, int half) {
+    u32 full = ring.full + 8 * (ring.slot + 1 + half);
+    expect_bytes(full, HALF_BYTES);
+    fetch_tile(ring.at(1) + half * HALF_BYTES, &p.first, k * 64, column0 + half * HALF, full);
+  };
+  // Weights are nobody else's to write: the first of them are asked for at once.
+  int early = first < tiles ? min(steps, SLOTS / STEP) : 0;
+  for (int step = 0, k = first_of<PAIR>(steps); step < early; ++step, k = next_of(k, steps), ring.slot += STEP) {
+    fetch_half(k, 0);
+    fetch_half(k, 1);
+  }
+  ring.slot = 0;
+  wait_for_previous();
   for (int tile = first; tile < tiles; tile += count) {
-    for (int k = 0; k < p.k; k += 64) {
-      ring.fetch(&p.x, k, tile * ROWS);
-      for (int part = 0; part < 3; ++part) ring.fetch(&p.first, k, column0 + part * 128);
+    for (int step = 0, k = first_of<PAIR>(steps); step < steps; ++step, --early, k = next_of(k, steps)) {
+      // The last slot has no barrier's wait of its own: it is there before what readers do wait for, so
+      // that they cannot give it back first.
+      ring.claim(STEP - 1);
+      barrier_arrive(ring.full + 8 * (ring.slot + STEP - 1));
+      ring.fetch(&p.x, k * 64, tile * ROWS, 0);
+      for (int half = 0; half < 2 && early <= 0; ++half) {
+        ring.claim(1 + half); // a half lies in two slots, or one and a half
+        ring.claim(2 + half);
+        fetch_half(k, half);
+      }
+      ring.advance(STEP);
     }
     for (int block = 0; block < BLOCKS; ++block) ring.fetch(&p.state, column0 + block * 64, tile * ROWS);
-    for (int n = 0; n < p.columns; n += 128)
-      for (int block = 0; block < BLOCKS; ++block) ring.fetch(&p.second, block * 64, n);
+    for (int i = 0, n = first_of<PAIR>(chunks); i < chunks; ++i, n = next_of(n, chunks))
+      for (int block = 0; block < BLOCKS; ++block) ring.fetch(&p.second, block * 64, n * 128);
+    for (int i = unused_slots(p); i > 0; --i) {
+      ring.claim();
+      barrier_arrive(ring.full + 8 * ring.slot);
+      ring.advance(1);
+    }
   }
 }
 
-// d += 64 rows of an operand times a tile of weights.
-template <class T> DEVICE void multiply(float (&d)[64], u64 a, u32 weights) {
-  u64 b = descriptor_swizzled(weights);
+// d += 64 rows of x times half of the weights' rows, of a step.
+template <class T> DEVICE void multiply(float (&d)[HALF / 2], u64 a, u64 b) {
   warpgroup_arrive();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) warpgroup_mma_shared<T, 128>(d, a + 2 * k, b + 2 * k, 1);
+  for (int k = 0; k < 4; ++k) warpgroup_mma_shared<T, HALF>(d, a + 2 * k, b + 2 * k, 1);
   warpgroup_commit();
+}
+
+// The thread's lane, asked for anew each time: what follows from it is cheaper to compute again than
+// to keep beside the sums.
+DEVICE u32 lane_now() {
+  u32 lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
 }
 
 DEVICE float2 pair_at(u32 values, int j) {
   float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(values + 32 * j + threadIdx.x % 4 * 8));
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(values + 32 * j));
   return v;
 }
 
 // Sums begin with the bias.
-DEVICE void begin_with(float (&d)[64], u32 bias) {
+DEVICE void begin_with(float (&d)[HALF / 2], u32 bias) {
+  bias += lane_now() % 4 * 8;
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < HALF / 8; ++j) {
     float2 b = pair_at(bias, j);
     d[4 * j] = d[4 * j + 2] = b.x;
     d[4 * j + 1] = d[4 * j + 3] = b.y;
   }
 }
 
-// d += what two tiles of the state hold.
-template <class T, class R> DEVICE void add_residual(float (&d)[64], R& ring, int row) {
+// d += what three tiles of the state hold.
+template <class T> DEVICE void add_residual(float (&d)[HALF / 2], Ring& ring, int row) {
   int lane = threadIdx.x % 32;
   row += lane % 16;
 #pragma unroll
-  for (int block = 0; block < 2; ++block) {
-    u32 tile = ring.wait();
+  for (int block = 0; block < HALF / 64; ++block) {
+    ring.wait();
+    u32 tile = ring.at();
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
       u32 held[4];
@@ -121,7 +174,7 @@ template <class T, class R> DEVICE void add_residual(float (&d)[64], R& ring, in
     }
     __syncwarp();
     ring.give_back(ring.slot);
-    ring.next();
+    ring.advance(1);
   }
 }
 
@@ -130,92 +183,86 @@ DEVICE void add_chains(float (&sums)[2], const float (&chains)[8]) {
   sums[0] += (chains[0] + chains[1]) + (chains[4] + chains[5]);
   sums[1] += (chains[2] + chains[3]) + (chains[6] + chains[7]);
 }
-DEVICE void add_up(float (&sums)[2], const float (&d)[64]) {
+DEVICE void add_up(float (&sums)[2], const float (&d)[HALF / 2]) {
   float chains[8] = {};
 #pragma unroll
-  for (int i = 0; i < 64; ++i) chains[i % 8] += d[i];
+  for (int i = 0; i < HALF / 2; ++i) chains[i % 8] += d[i];
   add_chains(sums, chains);
 }
-DEVICE void centre(float (&squares)[2], float (&d)[64], const float (&mean)[2]) {
+DEVICE void add_squares(float (&squares)[2], const float (&d)[HALF / 2], const float (&mean)[2]) {
   float chains[8] = {};
 #pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    d[i] -= mean[i / 2 % 2];
-    chains[i % 8] += d[i] * d[i];
+  for (int i = 0; i < HALF / 2; ++i) {
+    float apart = d[i] - mean[i / 2 % 2];
+    chains[i % 8] += apart * apart;
   }
   add_chains(squares, chains);
 }
-DEVICE void scale_and_shift(float (&d)[64], const float (&rest)[2], const float (&factor)[2], u32 parameters) {
+
+// Half of the normalised rows, in the layout of an operand: four words for each 16 columns.
+template <class T, int WHICH>
+DEVICE void normalise(u32 (&rows)[WIDTH / 4], const float (&d)[HALF / 2], const float (&factor)[2], const float (&shift)[2],
+                      u32 parameters) {
+  parameters += lane_now() % 4 * 8;
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    float2 s = pair_at(parameters + 4 * SCALE, j), b = pair_at(parameters + 4 * SHIFT, j);
+  for (int j = 0; j < HALF / 8; ++j) {
+    float2 s = pair_at(parameters + 4 * SCALE, WHICH * (HALF / 8) + j);
+    float2 b = pair_at(parameters + 4 * SHIFT, WHICH * (HALF / 8) + j);
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      rows[WHICH * (HALF / 4) + 2 * j + h] = Format<T>::pack(fmaf(fmaf(d[4 * j + 2 * h], factor[h], shift[h]), s.x, b.x),
+                                                             fmaf(fmaf(d[4 * j + 2 * h + 1], factor[h], shift[h]), s.y, b.y));
+  }
+}
+
+// Where a thread stores, of the two rows that it shares with three other lanes.
+template <class T> struct Rows {
+  T* to[2];
+  bool valid[2];
+  DEVICE Rows(void* matrix, int first, int end, int stride, int column) {
+    int row = first + lane_now() / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      d[4 * j + 2 * h] = (d[4 * j + 2 * h] - rest[h]) * factor[h] * s.x + b.x;
-      d[4 * j + 2 * h + 1] = (d[4 * j + 2 * h + 1] - rest[h]) * factor[h] * s.y + b.y;
+      to[h] = (T*)matrix + (u64)(row + 8 * h) * stride + column + lane_now() % 4 * 8;
+      valid[h] = row + 8 * h < end;
     }
   }
-}
-
-// 128 columns of sums become two tiles of the operand.
-template <class T> DEVICE void store_operand(const float (&d)[64], u32 tile, int row) {
-  int lane = threadIdx.x % 32;
-  row += lane % 16;
+  // 32 columns, four words of each row. The four lanes exchange their pairs, so that each has eight
+  // neighbours of one row to store.
+  DEVICE void store(u32 (&w)[2][4], int column) const {
 #pragma unroll
-  for (int pair = 0; pair < 8; ++pair) {
-    u32 v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = Format<T>::pack(d[pair * 8 + i * 2], d[pair * 8 + i * 2 + 1]);
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                     tile + pair / 4 * TILE_BYTES + row * 128 + (((pair % 4 * 2 + lane / 16) ^ (row & 7)) << 4)),
-                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+    for (int h = 0; h < 2; ++h) {
+      quad_transpose(w[h]);
+      if (valid[h]) *(uint4*)(to[h] + column) = make_uint4(w[h][0], w[h][1], w[h][2], w[h][3]);
+    }
   }
-}
-
-// Where a thread stores: its row's first element and how many of the warp's rows there are.
-template <class T> struct Rows {
-  T* to;
-  int stride, count;
 };
-
-// 32 columns of sums to memory. The four lanes that share rows exchange their pairs, so that each
-// has eight neighbours of one row to store.
-template <class T, int SECOND, int GROUP>
-DEVICE void store_columns(const float (&d)[64], Rows<T> rows, int column) {
-  int t = threadIdx.x % 4, row = threadIdx.x % 32 / 4;
+template <class T, int SECOND> DEVICE void store_sums(const float (&d)[64], u32 bias, const Rows<T>& rows) {
+  bias += lane_now() % 4 * 8;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    u32 w[4];
+  for (int group = 0; group < 4; ++group) {
+    u32 w[2][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      int j = 4 * GROUP + i;
-      float x = d[4 * j + 2 * h], y = d[4 * j + 2 * h + 1];
-      if (SECOND == GELU) x = gelu(x), y = gelu(y);
-      w[i] = Format<T>::pack(x, y);
+      int j = 4 * group + i;
+      float2 b = pair_at(bias, j);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float x = d[4 * j + 2 * h] + b.x, y = d[4 * j + 2 * h + 1] + b.y;
+        if (SECOND == GELU) x = gelu(x), y = gelu(y);
+        w[h][i] = Format<T>::pack(x, y);
+      }
     }
-    quad_transpose(w);
-    if (row + 8 * h < rows.count)
-      *(uint4*)(rows.to + (u64)(row + 8 * h) * rows.stride + column + 32 * GROUP + 8 * t) =
-          make_uint4(w[0], w[1], w[2], w[3]);
+    rows.store(w, 32 * group);
   }
 }
-template <class T, int SECOND> DEVICE void store_all(const float (&d)[64], Rows<T> rows, int column) {
-  store_columns<T, SECOND, 0>(d, rows, column);
-  store_columns<T, SECOND, 1>(d, rows, column);
-  store_columns<T, SECOND, 2>(d, rows, column);
-  store_columns<T, SECOND, 3>(d, rows, column);
-}
-
-// The warp's rows of the operand to memory.
-template <class T> DEVICE void copy_rows(Rows<T> rows, u32 state, int row) {
-  int lane = threadIdx.x % 32;
-#pragma unroll 4
-  for (int i = 0; i < 16 * WIDTH / 8; i += 32) {
-    int at = i + lane, r = at / (WIDTH / 8), chunk = at % (WIDTH / 8);
-    uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(state + chunk / 8 * TILE_BYTES + (row + r) * 128 + ((chunk % 8 ^ (r & 7)) << 4)) : "memory");
-    if (r < rows.count) *(uint4*)(rows.to + (u64)r * rows.stride + chunk * 8) = v;
+template <class T> DEVICE void store_rows(const u32 (&held)[WIDTH / 4], const Rows<T>& rows) {
+#pragma unroll
+  for (int group = 0; group < WIDTH / 32; ++group) {
+    u32 w[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[i % 2][i / 2] = held[8 * group + i];
+    rows.store(w, 32 * group);
   }
 }
 
@@ -226,13 +273,12 @@ DEVICE u32 of_peer(u32 address, u32 rank) {
   return there;
 }
 
-template <class T, int SECOND, int PAIR, class R>
-DEVICE void consume(const RowwiseArgs& p, R ring, u32 state, u32 parameters, u32 exchange, u32 exchanged, int first, int count, int tiles,
-                    int column0) {
+template <class T, int SECOND, int PAIR>
+DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchange, u32 exchanged, int first, int count,
+                    int tiles, int column0) {
   // Every lane's warp is the first one's: said so that what follows from it is known to be uniform.
   int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x % 32, group = warp / 4;
   int tokens = p.batch->tokens, row = warp * 16; // of this warp in the block
-  u64 operand = descriptor_swizzled(state + group * 64 * 128);
   u32 turn = 0;
   // Of the second product's: one warpgroup's epilogue runs beside the other's products, because a
   // warp that has begun a product issues nothing until the tensor cores have taken it.
@@ -241,56 +287,37 @@ DEVICE void consume(const RowwiseArgs& p, R ring, u32 state, u32 parameters, u32
   if (SECOND && group == 1) give_turn();
 
   for (int tile = first; tile < tiles; tile += count, turn ^= 1) {
-    float d0[64], d1[64], d2[64];
-    int rows = tokens - tile * ROWS - row; // that this warp has
-    u32 held_x = 0, held = 0;
+    float d0[HALF / 2], d1[HALF / 2];
+    u32 held = 0;
     begin_with(d0, parameters);
-    begin_with(d1, parameters + 4 * 128);
-    begin_with(d2, parameters + 4 * 256);
+    begin_with(d1, parameters + 4 * HALF);
 #pragma unroll 1
     for (int k = 0; k < p.k; k += 64) {
-      u64 a = descriptor_swizzled(ring.wait() + group * 64 * 128);
-      u32 slot_x = ring.slot;
-      ring.next();
-      multiply<T>(d0, a, ring.wait());
+      ring.wait();
+      ring.wait(1);
+      u64 a = descriptor_swizzled(ring.at() + group * 64 * 128), b = descriptor_swizzled(ring.at() + TILE_BYTES);
+      multiply<T>(d0, a, b);
       warpgroup_wait<1>();
-      if (k > 0) {
-        ring.give_back(held);
-        ring.give_back(held_x);
-      }
-      held_x = slot_x;
+      if (k > 0) ring.give_back_step(held);
+      ring.wait(2);
+      multiply<T>(d1, a, b + HALF_BYTES / 16);
       held = ring.slot;
-      ring.next();
-      multiply<T>(d1, a, ring.wait());
-      warpgroup_wait<1>();
-      ring.give_back(held);
-      held = ring.slot;
-      ring.next();
-      multiply<T>(d2, a, ring.wait());
-      warpgroup_wait<1>();
-      ring.give_back(held);
-      held = ring.slot;
-      ring.next();
+      ring.advance(STEP);
     }
     warpgroup_wait<0>();
-    ring.give_back(held);
-    ring.give_back(held_x);
+    ring.give_back_step(held);
 
     float mean[2] = {}, factor[2] = {};
     add_residual<T>(d0, ring, row);
     add_up(mean, d0);
     add_residual<T>(d1, ring, row);
     add_up(mean, d1);
-    add_residual<T>(d2, ring, row);
-    add_up(mean, d2);
     mean[0] = quad_sum(mean[0]) * (1.f / WIDTH);
     mean[1] = quad_sum(mean[1]) * (1.f / WIDTH);
-    centre(factor, d0, mean);
-    centre(factor, d1, mean);
-    centre(factor, d2, mean);
+    add_squares(factor, d0, mean);
+    add_squares(factor, d1, mean);
     factor[0] = quad_sum(factor[0]);
     factor[1] = quad_sum(factor[1]);
-    float rest[2] = {0.f, 0.f}; // of the mean, behind what `centre` took
     if (PAIR == 2) {
       u32 mine = exchange + (turn * ROWS + row + lane / 4) * 8, rank = blockIdx.x % 2, there = of_peer(mine, rank);
       if (lane % 4 == 0) {
@@ -299,7 +326,7 @@ DEVICE void consume(const RowwiseArgs& p, R ring, u32 state, u32 parameters, u32
       }
       __syncwarp();
       if (lane == 0)
-        asm volatile("fence.acq_rel.cluster; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+        asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                          of_peer(exchanged, rank)) : "memory");
       asm volatile(
           "{ .reg .pred p;\n"
@@ -310,66 +337,72 @@ DEVICE void consume(const RowwiseArgs& p, R ring, u32 state, u32 parameters, u32
         float other, squares;
         asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(other), "=f"(squares) : "r"(mine + 64 * h) : "memory");
         float apart = other - mean[h];
-        rest[h] = 0.5f * apart;
+        mean[h] += 0.5f * apart;
         factor[h] += squares + apart * apart * (WIDTH / 2);
       }
     }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) factor[h] = 1.f / sqrtf(factor[h] * (1.f / (PAIR * WIDTH)) + p.eps);
-    Rows<T> hidden = {(T*)p.hidden + (u64)(tile * ROWS + row) * (PAIR * WIDTH), PAIR * WIDTH, rows};
-    scale_and_shift(d0, rest, factor, parameters);
-    scale_and_shift(d1, rest, factor, parameters + 4 * 128);
-    scale_and_shift(d2, rest, factor, parameters + 4 * 256);
-    if (!SECOND) {
-      store_all<T, NOTHING>(d0, hidden, column0);
-      store_all<T, NOTHING>(d1, hidden, column0 + 128);
-      store_all<T, NOTHING>(d2, hidden, column0 + 256);
-    } else {
-      store_operand<T>(d0, state, row);
-      store_operand<T>(d1, state + 2 * TILE_BYTES, row);
-      store_operand<T>(d2, state + 4 * TILE_BYTES, row);
-      __syncwarp();
-      copy_rows(hidden, state, row);
+    for (int h = 0; h < 2; ++h) {
+      factor[h] = rsqrtf(factor[h] * (1.f / (PAIR * WIDTH)) + p.eps);
+      mean[h] *= -factor[h];
     }
-
-    if (SECOND) {
-      publish();
-      named_sync(1 + group, 128); // the warpgroup's rows are complete
-      Rows<T> out = {(T*)p.out + (u64)(tile * ROWS + row) * p.columns, p.columns, rows};
+    u32 normed[WIDTH / 4];
+    normalise<T, 0>(normed, d0, factor, mean, parameters);
+    normalise<T, 1>(normed, d1, factor, mean, parameters);
+    auto store_hidden = [&] {
+      store_rows(normed, Rows<T>(p.hidden, tile * ROWS + row, tokens, PAIR * WIDTH, column0));
+    };
+    if (!SECOND) {
+      store_hidden();
+    } else {
 #pragma unroll 1
-      for (int n = 0; n < p.columns; n += 128) {
-        begin_with(d0, parameters + 4 * (SECOND_BIAS + n));
+      for (int i = 0, chunks = p.columns / 128, n = first_of<PAIR>(chunks); i < chunks; ++i, n = next_of(n, chunks)) {
+        float d[64];
         take_turn();
+        warpgroup_arrive();
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
-          multiply<T>(d0, operand + block * (TILE_BYTES / 16), ring.wait());
+          ring.wait();
+          u64 b = descriptor_swizzled(ring.at());
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            int at = 16 * block + 4 * k;
+            u32 a[4] = {normed[at], normed[at + 1], normed[at + 2], normed[at + 3]};
+            warpgroup_mma<T, 128>(d, a, b + 2 * k, block + k > 0);
+          }
+          warpgroup_commit();
           if (block > 0) {
             warpgroup_wait<1>();
             ring.give_back(held);
           }
           held = ring.slot;
-          ring.next();
+          ring.advance(1);
         }
         give_turn();
         warpgroup_wait<0>();
         ring.give_back(held);
-        store_all<T, SECOND>(d0, out, n);
+        if (i == 0) store_hidden();
+        store_sums<T, SECOND>(d, parameters + 4 * (SECOND_BIAS + n * 128),
+                              Rows<T>(p.out, tile * ROWS + row, tokens, p.columns, n * 128));
       }
-      named_sync(1 + group, 128); // nobody reads the rows any more
+    }
+    for (int i = unused_slots(p); i > 0; --i) {
+      ring.wait();
+      ring.give_back(ring.slot);
+      ring.advance(1);
     }
   }
 }
 
 template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& p) {
-  constexpr int STAGES = Shape<SECOND>::STAGES;
   extern __shared__ __align__(1024) unsigned char memory[];
-  __shared__ __align__(8) u64 barriers[2 * STAGES + 1];
+  __shared__ __align__(8) u64 barriers[2 * SLOTS + 1];
   __shared__ float2 exchange[PAIR == 2 ? 2 * ROWS : 1];
-  u32 state = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES;
-  u32 exchanged = empty + 8 * STAGES;
-  u32 parameters = state + Shape<SECOND>::RING + STAGES * TILE_BYTES;
+  u32 tiles_at = shared_address(memory), full = shared_address(barriers), empty = full + 8 * SLOTS;
+  u32 exchanged = empty + 8 * SLOTS;
+  u32 parameters = tiles_at + SLOTS * TILE_BYTES;
   int column0 = blockIdx.x % PAIR * WIDTH;
-  float* values = (float*)(memory + (parameters - state));
+  float* values = (float*)(memory + SLOTS * TILE_BYTES);
   for (int i = threadIdx.x; i < WIDTH; i += blockDim.x) {
     values[i] = p.first_bias[column0 + i];
     values[SCALE + i] = p.scale[column0 + i];
@@ -378,7 +411,7 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
   if (SECOND)
     for (int i = threadIdx.x; i < p.columns; i += blockDim.x) values[SECOND_BIAS + i] = p.second_bias[i];
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) {
+    for (int i = 0; i < SLOTS; ++i) {
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, 8);
     }
@@ -391,18 +424,17 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
   if (PAIR == 2) pair_sync();
   else __syncthreads();
   release_next();
-  Ring<STAGES> ring = {state + Shape<SECOND>::RING, full, empty, 0, 0};
+  Ring ring = {tiles_at, full, empty, 0, 0};
   int tiles = (p.batch->tokens + ROWS - 1) / ROWS;
   int first = blockIdx.x / PAIR, count = gridDim.x / PAIR;
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == 256) {
-      wait_for_previous();
-      produce(p, ring, first, count, tiles, column0);
+      produce<PAIR>(p, ring, first, count, tiles, column0);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    consume<T, SECOND, PAIR>(p, ring, state, parameters, shared_address(exchange), exchanged, first, count, tiles, column0);
+    consume<T, SECOND, PAIR>(p, ring, parameters, shared_address(exchange), exchanged, first, count, tiles, column0);
   }
   // A block's shared memory stays until its peer has no more to write there.
   if (PAIR == 2) {
