@@ -1,13 +1,14 @@
 //! How many sequences of 64 tokens a second the NVIDIA backend encodes, ids on the host to pooled
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
-//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base]... [--groups N] [--tile N] [--rowwise 0|1]
-//! [--tokens N] [--seconds S] [--profile ROWS]`
+//! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
+//! [--rowwise 0|1] [--tokens N] [--seconds S] [--profile ROWS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler.
 
 #![expect(clippy::print_stdout, reason = "a program")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -28,22 +29,51 @@ fn spec(name: &str) -> EncoderSpec {
         "tiny" => (128, 2, 2, 512),
         "minilm" => (384, 6, 12, 1536),
         "base" => (768, 12, 12, 3072),
+        "large" => (1024, 24, 16, 4096),
+        "nomic" => (768, 12, 12, 3072),
+        "modernbert" => (768, 22, 12, 1152),
         other => panic!("no shape is called {other}"),
     };
     let layer = LayerSpec { window: None, rotary_theta: 0.0, attention_norm: true };
-    EncoderSpec {
+    let bert = EncoderSpec {
         vocabulary: 30522,
         hidden,
         heads,
         head_dim: hidden / heads,
         intermediate,
-        layers: vec![layer; layers],
+        layers: vec![layer.clone(); layers],
         max_tokens: 512,
         position: Position::Learned { offset: 0 },
         token_types: true,
         norm: NormSpec { eps: 1e-12, placement: NormPlacement::Post },
         feed_forward: FeedForward { gated: false, activation: Activation::GeluErf },
         biases: Biases { attention: true, feed_forward: true, norm: true },
+    };
+    let gated = |activation| FeedForward { gated: true, activation };
+    match name {
+        "nomic" => EncoderSpec {
+            layers: vec![LayerSpec { rotary_theta: 1000.0, ..layer }; layers],
+            position: Position::Rotary,
+            feed_forward: gated(Activation::Silu),
+            biases: Biases { attention: false, feed_forward: false, norm: true },
+            ..bert
+        },
+        "modernbert" => EncoderSpec {
+            layers: (0..layers)
+                .map(|index| LayerSpec {
+                    window: (index % 3 > 0).then_some(64),
+                    rotary_theta: if index % 3 > 0 { 1e4 } else { 1.6e5 },
+                    attention_norm: index > 0,
+                })
+                .collect(),
+            position: Position::Rotary,
+            token_types: false,
+            norm: NormSpec { eps: 1e-5, placement: NormPlacement::Pre },
+            feed_forward: gated(Activation::GeluErf),
+            biases: Biases { attention: false, feed_forward: false, norm: false },
+            ..bert
+        },
+        _ => bert,
     }
 }
 
@@ -74,32 +104,38 @@ fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> EncoderWeights<B> {
     };
     let norm = |seed| {
         let scale: Vec<f32> = random(d, seed, 0.2).iter().map(|v| 1.0 + v).collect();
-        b.upload_norm(&scale, Some(&random(d, seed + 1, 0.1)), spec.norm.eps).unwrap()
+        let bias = spec.biases.norm.then(|| random(d, seed + 1, 0.1));
+        b.upload_norm(&scale, bias.as_deref(), spec.norm.eps).unwrap()
     };
-    let linear = |rows: usize, cols: usize, seed| {
+    let linear = |rows: usize, cols: usize, seed, (biased, gated): (bool, bool)| {
         let weight = random(rows * cols, seed, 1.5 / (cols as f32).sqrt());
-        let bias = random(rows, seed + 1, 0.1);
-        let source = LinearSource { rows, cols, weight: &weight, bias: Some(&bias), gated: false };
+        let bias = biased.then(|| random(rows, seed + 1, 0.1));
+        let source = LinearSource { rows, cols, weight: &weight, bias: bias.as_deref(), gated };
         b.upload_linear(source).unwrap()
     };
-    let layer = |index: usize| {
+    let (attention, inner) = (spec.biases.attention, spec.biases.feed_forward);
+    let gated = spec.feed_forward.gated;
+    let up_rows = spec.intermediate * (1 + usize::from(gated));
+    let rotary = |theta| b.upload_rotary(theta, spec.head_dim, spec.max_tokens).unwrap();
+    let learned = spec.position != Position::Rotary;
+    let layer = |(index, layer): (usize, &LayerSpec)| {
         let seed = 100 * index as u64 + 1000;
         LayerWeights {
-            qkv: linear(3 * d, d, seed),
-            attention_out: linear(d, d, seed + 10),
-            attention_norm: Some(norm(seed + 20)),
-            up: linear(spec.intermediate, d, seed + 30),
-            down: linear(d, spec.intermediate, seed + 40),
+            qkv: linear(3 * d, d, seed, (attention, false)),
+            attention_out: linear(d, d, seed + 10, (attention, false)),
+            attention_norm: layer.attention_norm.then(|| norm(seed + 20)),
+            up: linear(up_rows, d, seed + 30, (inner, gated)),
+            down: linear(d, spec.intermediate, seed + 40, (inner, false)),
             feed_forward_norm: norm(seed + 50),
-            rotary: None,
-            window: None,
+            rotary: (!learned).then(|| Arc::new(rotary(layer.rotary_theta))),
+            window: layer.window,
         }
     };
     let embedding = b
         .upload_embedding(EmbeddingSource {
             word: table(spec.vocabulary, 1),
-            position: Some(table(spec.max_tokens, 2)),
-            token_type: Some(table(2, 3)),
+            position: learned.then(|| table(spec.max_tokens, 2)),
+            token_type: spec.token_types.then(|| table(2, 3)),
             position_offset: 0,
         })
         .unwrap();
@@ -107,8 +143,8 @@ fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> EncoderWeights<B> {
         embedding,
         embedding_norm: norm(4),
         relative_bias: None,
-        layers: (0..spec.layers.len()).map(layer).collect(),
-        final_norm: None,
+        layers: spec.layers.iter().enumerate().map(layer).collect(),
+        final_norm: (spec.norm.placement == NormPlacement::Pre).then(|| norm(6)),
         spec: spec.clone(),
     }
 }
@@ -208,14 +244,16 @@ fn main() {
             }
             continue;
         }
-        // Vectors first: a rate of wrong vectors is worth nothing.
-        let data = sequences(if name == "tiny" { 64 } else { 4 }, tokens, 5);
+        // Vectors first: a rate of wrong vectors is worth nothing. The reference takes its time.
+        let small = spec.hidden < 768;
+        let rows = if name == "tiny" { 64 } else { 4 };
+        let data = sequences(rows, if small { tokens } else { tokens.min(16) }, 5);
         let mut found = vec![0.0; data.len() * spec.hidden];
         let mut expected = found.clone();
         let mut arena = cuda.plan(&spec, data.len() * tokens).unwrap();
         encode(&cuda, &mut arena, &model, &data, &mut found);
         let oracle = weights(&Reference, &spec);
-        let count = if name == "base" { 1 } else { 4 };
+        let count = if small { 4 } else { 1 };
         let mut plan = Reference.plan(&spec, 0).unwrap();
         encode(
             &Reference,

@@ -293,6 +293,11 @@ fn specs() -> Vec<(&'static str, EncoderSpec)> {
         feed_forward: FeedForward { gated: false, activation },
         ..bert.clone()
     };
+    let gated = |activation| EncoderSpec {
+        feed_forward: FeedForward { gated: true, activation },
+        intermediate: 101,
+        ..bert.clone()
+    };
     let bare = Biases { attention: false, feed_forward: false, norm: false };
     let local = LayerSpec { window: Some(5), rotary_theta: 100.0, attention_norm: true };
     vec![
@@ -330,6 +335,8 @@ fn specs() -> Vec<(&'static str, EncoderSpec)> {
                 ..bert.clone()
             },
         ),
+        ("gated relu", gated(Activation::Relu)),
+        ("gated gelu tanh", gated(Activation::GeluTanh)),
         (
             "pre-norm, windows",
             EncoderSpec {

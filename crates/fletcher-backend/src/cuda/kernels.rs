@@ -121,6 +121,7 @@ pub(super) struct HopperLinear {
     pub(super) store: Kernel,
     pub(super) accumulate: Kernel,
     pub(super) gelu: Kernel,
+    pub(super) gate: Kernel,
     pub(super) shared_bytes: usize,
 }
 
@@ -199,6 +200,7 @@ impl Kernels {
                         store: kernel("store")?,
                         accumulate: kernel("accumulate")?,
                         gelu: kernel("gelu")?,
+                        gate: kernel("gate")?,
                         shared_bytes,
                     })
                 };
@@ -338,7 +340,7 @@ arguments! {
     /// `HopperLinearArgs`.
     HopperArguments {
         x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64, scale: u64, shift: u64,
-        rows: i32, k: i32, columns: i32, stride: i32, eps: f32,
+        rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
     }
     /// `RowwiseArgs`.
     RowwiseArguments {

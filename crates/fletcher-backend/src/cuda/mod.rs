@@ -185,7 +185,8 @@ fn stride(width: usize) -> usize {
     width.next_multiple_of(8)
 }
 
-/// A matrix, its rows padded with zeros to [`stride`]; a gated one has gate and value rows in turn.
+/// A matrix, its rows padded with zeros to [`stride`]; of a gated one, eight gates'
+/// rows are in front of their eight values'.
 #[derive(Debug)]
 pub struct Linear {
     weight: DeviceBuffer,

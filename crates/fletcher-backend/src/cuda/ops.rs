@@ -84,7 +84,11 @@ impl Cuda {
         op: &LinearOp<'_, Self>,
     ) -> Option<Result<(), BackendError>> {
         let (maps, all) = (op.weight.maps?, self.kernels.hopper?);
-        let columns = arena.stride(op.output);
+        let stride = arena.stride(op.output);
+        let (columns, gate) = match op.epilogue {
+            Epilogue::Gate(activation) => (2 * stride, logistic(activation)?),
+            _ => (stride, [0.0; 3]),
+        };
         let multiprocessors = self.device.limits().multiprocessors;
         let tiles = |width: usize| columns.div_ceil(width) * arena.tokens.div_ceil(TILE);
         // Rounds of tiles times the time of one, in columns of products of one step.
@@ -107,7 +111,8 @@ impl Cuda {
             Epilogue::Store | Epilogue::Activate(Activation::Identity) => kernels.store,
             Epilogue::Accumulate => kernels.accumulate,
             Epilogue::Activate(Activation::GeluErf) => kernels.gelu,
-            Epilogue::Activate(_) | Epilogue::Gate(_) => return None,
+            Epilogue::Gate(_) => kernels.gate,
+            Epilogue::Activate(_) => return None,
         };
         let width = HOPPER_TILES[at].width;
         let blocks = tiles(width).min(multiprocessors);
@@ -122,8 +127,9 @@ impl Cuda {
             rows: op.weight.rows as i32,
             k: op.weight.cols as i32,
             columns: columns as i32,
-            stride: columns as i32,
+            stride: stride as i32,
             eps: 0.0,
+            gate,
         };
         let shared_bytes = kernels.shared_bytes;
         let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };
@@ -219,15 +225,22 @@ impl Backend for Cuda {
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
-        // Gate and value rows in turn, so that a thread holds both of an output.
+        // Eight gates' rows, then their values', so that a thread holds both of an output; zeros for
+        // those of the output's padding.
+        let half = rows / 2;
+        let rows = if gated { 2 * stride(half) } else { rows };
         let from = |row: usize| match gated {
-            true => row / 2 + row % 2 * (rows / 2),
-            false => row,
+            true => {
+                let output = row / 16 * 8 + row % 8;
+                (output < half).then_some(output + row / 8 % 2 * half)
+            }
+            false => Some(row),
         };
         let mut padded = vec![0.0; rows * stride(cols)];
         for (row, out) in padded.chunks_exact_mut(stride(cols)).enumerate() {
-            let row = from(row);
-            out[..cols].copy_from_slice(&weight[row * cols..(row + 1) * cols]);
+            if let Some(row) = from(row) {
+                out[..cols].copy_from_slice(&weight[row * cols..(row + 1) * cols]);
+            }
         }
         let bytes = self.encode_values(&padded, "a weight matrix")?;
         let weight = self.upload(&bytes, "the weights")?;
@@ -237,7 +250,8 @@ impl Backend for Cuda {
         let padding = std::iter::repeat_n(0.0, rows.next_multiple_of(768) - rows);
         let bias = match (bias, hopper) {
             (Some(bias), _) => {
-                let values = (0..rows).map(|row| bias[from(row)]).chain(padding);
+                let values = (0..rows).map(|row| from(row).map_or(0.0, |row| bias[row]));
+                let values = values.chain(padding);
                 Some(self.upload_floats(values, "the weights")?)
             }
             (None, true) => {
@@ -544,6 +558,18 @@ impl Backend for Cuda {
             out.copy_from_slice(&arena.output.floats()[..out.len()]);
         }
         Ok(())
+    }
+}
+
+/// `Logistic` in `kernels/common.cuh`, of the activations that are one; GELU as `gelu` has it.
+fn logistic(activation: Activation) -> Option<[f32; 3]> {
+    use std::f32::consts::{FRAC_2_PI, LOG2_E};
+    let tanh = -2.0 * FRAC_2_PI.sqrt() * LOG2_E;
+    match activation {
+        Activation::GeluErf => Some([-2.3033181, -0.10506102, 0.0007714342]),
+        Activation::GeluTanh => Some([tanh, 0.044715 * tanh, 0.0]),
+        Activation::Silu => Some([-LOG2_E, 0.0, 0.0]),
+        Activation::Relu | Activation::Tanh | Activation::Identity => None,
     }
 }
 

@@ -143,6 +143,7 @@ fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), B
         columns: columns as i32,
         stride: columns as i32,
         eps: op.norm.eps,
+        gate: [0.0; 3],
     };
     let blocks = (arena.tokens.div_ceil(TILE) * NORM_TILES, 1);
     let grid = Grid { blocks, threads: 384, shared_bytes };

@@ -229,15 +229,14 @@ template <> struct Multiply<float> {
   }
 };
 
-// Writes eight neighbouring sums of one row as the epilogue says.
-template <class T, int EPILOGUE> DEVICE void finish(T* row, int column, float (&v)[8], int activation) {
-  if (EPILOGUE == GATE) { // gate and value are neighbours, by the order of the uploaded rows
+// Writes neighbouring sums of one row as the epilogue says: eight, or eight gates and their values.
+template <class T> DEVICE void finish_gate(T* row, int column, const float (&v)[16], int activation) {
+  float out[8];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) v[e] = activate(activation, v[2 * e]) * v[2 * e + 1];
-    store2(row + column / 2, v[0], v[1]);
-    store2(row + column / 2 + 2, v[2], v[3]);
-    return;
-  }
+  for (int e = 0; e < 8; ++e) out[e] = activate(activation, v[e]) * v[8 + e];
+  store8(row + column / 2, out);
+}
+template <class T, int EPILOGUE> DEVICE void finish(T* row, int column, float (&v)[8], int activation) {
   T* to = row + column;
   if (EPILOGUE == ACCUMULATE) {
     float held[8];
@@ -293,7 +292,7 @@ template <class T, int EPILOGUE> DEVICE void linear(const LinearArgs& p) {
     Multiply<T>::step(acc, stage + wm * ROW_BYTES, stage + (TILE + wn) * ROW_BYTES, lane);
   }
 
-  // The sums pass through shared memory once more, so that each thread finishes eight neighbours.
+  // The sums pass through shared memory once more, so that each thread finishes neighbours.
   copy_wait<0>();
   __syncthreads();
   float* sums = (float*)memory;
@@ -306,17 +305,20 @@ template <class T, int EPILOGUE> DEVICE void linear(const LinearArgs& p) {
       *(float2*)(to + 8 * SUMS_STRIDE) = make_float2(acc[i][j][2], acc[i][j][3]);
     }
   __syncthreads();
-  int c = thread % 16 * 8, column = n0 + c;
+  constexpr int GROUP = EPILOGUE == GATE ? 16 : 8, GROUPS = TILE / GROUP;
+  int c = thread % GROUPS * GROUP, column = n0 + c;
   if (column >= p.columns) return;
-  float bias[8];
+  float bias[GROUP];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) bias[e] = p.bias && column + e < p.rows ? p.bias[column + e] : 0.f;
+  for (int e = 0; e < GROUP; ++e) bias[e] = p.bias && column + e < p.rows ? p.bias[column + e] : 0.f;
 #pragma unroll 1
-  for (int r = thread / 16; r < TILE && m0 + r < tokens; r += 16) {
-    float v[8];
+  for (int r = thread / GROUPS; r < TILE && m0 + r < tokens; r += 256 / GROUPS) {
+    float v[GROUP];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] = sums[r * SUMS_STRIDE + c + e] + bias[e];
-    finish<T, EPILOGUE>((T*)p.y + (u64)(m0 + r) * p.stride, column, v, p.activation);
+    for (int e = 0; e < GROUP; ++e) v[e] = sums[r * SUMS_STRIDE + c + e] + bias[e];
+    T* row = (T*)p.y + (u64)(m0 + r) * p.stride;
+    if constexpr (EPILOGUE == GATE) finish_gate(row, column, v, p.activation);
+    else finish<T, EPILOGUE>(row, column, v, p.activation);
   }
 }
 

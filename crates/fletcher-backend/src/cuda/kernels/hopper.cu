@@ -18,14 +18,16 @@ struct HopperLinearArgs {
   const float *scale, *shift; // of the norm
   int rows;    // of W
   int k;       // columns of x and W
-  int columns; // of y: everything up to its stride
+  int columns; // of y before gating: everything up to its stride
   int stride;  // of y
   float eps;
+  Logistic gate;
 };
 
 // NORM is y = norm(x * W^T + bias + y), for as many columns as `TOGETHER` tiles have: that many blocks,
-// a cluster, make one row of tiles, and tell each other their rows' means and squares.
-enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3 };
+// a cluster, make one row of tiles, and tell each other their rows' means and squares. GATE makes a
+// column of y of two: of W's rows, eight gates are in front of their eight values.
+enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3, GATE = 4 };
 
 constexpr int TOGETHER = 6;
 
@@ -286,6 +288,9 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
                      p.shift + n0, p.eps);
         ++turn;
       }
+      // Pieces of y pass through shared memory, so that neighbours are stored together.
+      constexpr int PIECE = EPILOGUE == GATE ? 32 : 64, LANES = PIECE / 8, AT_ONCE = 32 / LANES;
+      int first = n0 * PIECE / 64, end = p.columns * PIECE / 64;
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
         int row = tile / across * M + (TURNS ? part : group) * 64 + warp % 4 * 16;
@@ -304,13 +309,13 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
             __syncwarp();
           }
 #pragma unroll
-          for (int pair = 0; pair < 4; ++pair) {
+          for (int pair = 0; pair < PIECE / 16; ++pair) {
             u32 v[4], held[4] = {};
             u32 to = stage + (lane % 16) * STAGE_ROW + (pair * 2 + lane / 16) * 16;
             if (EPILOGUE == ACCUMULATE) ldmatrix(held, to);
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              int index = piece * 8 + pair * 2 + j;
+              int index = EPILOGUE == GATE ? piece * 8 + pair * 4 + j * 2 : piece * 8 + pair * 2 + j;
               float2 bias = make_float2(0.f, 0.f);
               if (EPILOGUE == GELU)
                 asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias.x), "=f"(bias.y) : "r"(bias_at + index * 32));
@@ -323,6 +328,9 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
                 } else if (EPILOGUE == ACCUMULATE) {
                   x += Format<T>::low(held[2 * j + h]);
                   y += Format<T>::high(held[2 * j + h]);
+                } else if (EPILOGUE == GATE) {
+                  x = logistic(x, p.gate) * d[part][4 * index + 4 + 2 * h];
+                  y = logistic(y, p.gate) * d[part][4 * index + 5 + 2 * h];
                 }
                 v[2 * j + h] = Format<T>::pack(x, y);
               }
@@ -332,12 +340,12 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
           }
           __syncwarp();
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            int r = i * 4 + lane / 8, column = n0 + piece * 64 + lane % 8 * 8;
+          for (int i = 0; i < 16 / AT_ONCE; ++i) {
+            int r = i * AT_ONCE + lane / LANES, column = first + piece * PIECE + lane % LANES * 8;
             uint4 v;
             asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                         : "r"(stage + r * STAGE_ROW + lane % 8 * 16) : "memory");
-            if (row + r < tokens && column < p.columns) *(uint4*)((T*)p.y + (u64)(row + r) * p.stride + column) = v;
+                         : "r"(stage + r * STAGE_ROW + lane % LANES * 16) : "memory");
+            if (row + r < tokens && column < end) *(uint4*)((T*)p.y + (u64)(row + r) * p.stride + column) = v;
           }
           __syncwarp();
         }
@@ -359,7 +367,8 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
 #define ENTRIES(T, name, N, TURNS, way)                  \
   ENTRY(T, name, N, STORE, store, TURNS, way)            \
   ENTRY(T, name, N, ACCUMULATE, accumulate, TURNS, way)  \
-  ENTRY(T, name, N, GELU, gelu, TURNS, way)
+  ENTRY(T, name, N, GELU, gelu, TURNS, way)              \
+  ENTRY(T, name, N, GATE, gate, TURNS, way)
 #define CLUSTER_ENTRY(T, name, N)                                                                   \
   extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(TOGETHER, 1, 1)             \
       hopper_norm_shared##N##_##name(const __grid_constant__ HopperLinearArgs p) {                  \
