@@ -1,9 +1,9 @@
 """Fletcher beside PyTorch on one NVIDIA card, in one run, on the same weights and ids.
 
     cargo build --release -p fletcher
-    python cuda.py FLETCHER [--record FILE] [--shapes bert-tiny,minilm-l6,bert-base]
+    python cuda.py FLETCHER [--record FILE] [--shapes bert-tiny,minilm-l6,bert-base,bert-large,modernbert-base]
 
-FLETCHER is the program. Three BERT shapes get random weights, written as model folders with the
+FLETCHER is the program. BERT's shapes and ModernBERT's get random weights, written as model folders with the
 tokenizer of the golden checkpoints (no text is tokenised). Both sides get ids of 64 tokens on the
 host and give mean-pooled, normalised f32 vectors on the host. The peers are transformers in f16 with
 SDPA attention: eager, replayed as a CUDA graph, and compiled by torch.compile. Fletcher runs in f16,
@@ -29,31 +29,45 @@ warnings.filterwarnings("ignore")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch  # noqa: E402
-from transformers import BertConfig, BertModel  # noqa: E402
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel  # noqa: E402
 
-GOLDEN = Path("tests/golden/bert")
+GOLDEN = Path("tests/golden")
 TOKENS = 64
 SHAPES = {
     "bert-tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
     "minilm-l6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "modernbert-base": {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152},
 }
+DEFAULT = "bert-tiny,minilm-l6,bert-base"
+# ModernBERT's special tokens lie behind the vocabulary that its golden tokenizer has.
+MODERN = {"vocab_size": 30522, "pad_token_id": 421, "cls_token_id": 419, "bos_token_id": 419, "sep_token_id": 420, "eos_token_id": 420}
 
 
 def flops(shape: dict) -> float:
     """Operations of one sequence; a multiply-add is two."""
     d, inner = shape["hidden_size"], shape["intermediate_size"]
-    return shape["num_hidden_layers"] * TOKENS * (2 * (4 * d * d + 2 * d * inner) + 4 * TOKENS * d)
+    products = 3 if modern(shape) else 2  # a gated network's first is twice as wide
+    return shape["num_hidden_layers"] * TOKENS * (2 * (4 * d * d + products * d * inner) + 4 * TOKENS * d)
+
+
+def modern(shape: dict) -> bool:
+    return shape is SHAPES["modernbert-base"]
 
 
 def write_model(folder: Path, shape: dict) -> None:
     torch.manual_seed(20240601)
-    config = BertConfig(vocab_size=30522, max_position_embeddings=512, **shape)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    if modern(shape):
+        ModernBertModel(ModernBertConfig(max_position_embeddings=512, **MODERN, **shape)).save_pretrained(folder)
+    else:
+        config = BertConfig(vocab_size=30522, max_position_embeddings=512, **shape)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    golden = GOLDEN / ("modernbert" if modern(shape) else "bert")
     for name in ("tokenizer.json", "tokenizer_config.json", "modules.json"):
-        shutil.copy(GOLDEN / name, folder / name)
+        shutil.copy(golden / name, folder / name)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 512, "do_lower_case": False}))
-    pooling = json.loads((GOLDEN / "1_Pooling/config.json").read_text())
+    pooling = json.loads((GOLDEN / "bert/1_Pooling/config.json").read_text())
     for key in ("word_embedding_dimension", "embedding_dimension"):
         if key in pooling:
             pooling[key] = shape["hidden_size"]
@@ -73,8 +87,11 @@ class Pooled(torch.nn.Module):
         return torch.nn.functional.normalize(mean.float(), dim=-1)
 
 
-def load(folder: Path, dtype: torch.dtype) -> Pooled:
-    bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=dtype)
+def load(folder: Path, shape: dict, dtype: torch.dtype) -> Pooled:
+    if modern(shape):
+        bert = ModernBertModel.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype)
+    else:
+        bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=dtype)
     return Pooled(bert).cuda().eval()
 
 
@@ -150,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("fletcher")
     parser.add_argument("--record", type=Path)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -167,10 +184,10 @@ def main() -> None:
         shape, scratch = SHAPES[name], tempfile.TemporaryDirectory()
         folder = Path(scratch.name)
         write_model(folder, shape)
-        half = load(folder, torch.float16)
+        half = load(folder, shape, torch.float16)
         result = record["shapes"][name] = {"flop_per_sequence": flops(shape), "batches": {}}
         with torch.inference_mode():
-            exact = load(folder, torch.float32)
+            exact = load(folder, shape, torch.float32)
             draw = torch.randint(1000, 30000, (256, TOKENS))
             ours = Fletcher(args.fletcher, folder, 32)
             ours.set("check", draw.tolist())

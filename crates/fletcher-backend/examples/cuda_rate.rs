@@ -2,9 +2,10 @@
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
-//! [--rowwise 0|1] [--tokens N] [--seconds S] [--profile ROWS]`
+//! [--rowwise 0|1] [--tokens N] [--seconds S] [--profile ROWS] [--linear TOKENS]`
 //!
-//! `--profile` encodes two batches of so many rows and stops: for a profiler.
+//! `--profile` encodes two batches of so many rows and stops: for a profiler. `--linear` times the
+//! layer's linear layers alone, over so many tokens.
 
 #![expect(clippy::print_stdout, reason = "a program")]
 
@@ -13,7 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fletcher_backend::cuda::{Arena, Cuda, CudaOptions};
-use fletcher_core::backend::{Backend, EmbeddingSource, LinearSource, PoolOp, Pooling, Precision};
+use fletcher_core::backend::{
+    Backend, EmbeddingSource, Epilogue, LinearOp, LinearSource, PoolOp, Pooling, Precision, Slot,
+};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::reference::Reference;
@@ -210,10 +213,47 @@ fn worst_cosine(a: &[f32], b: &[f32], d: usize) -> f64 {
         .fold(1.0, |worst, c| if c.is_nan() { -1.0 } else { f64::min(worst, c) })
 }
 
+/// The rate of each linear layer over a batch of so many tokens, one launch behind the other.
+fn say_linear(cuda: &Cuda, model: &EncoderWeights<Cuda>, tokens: usize, time: Duration) {
+    let (spec, layer) = (&model.spec, &model.layers[0]);
+    let data = sequences(tokens / 64, 64, 7);
+    let batch = pack(&data);
+    let mut arena = cuda.plan(spec, batch.tokens()).unwrap();
+    let mut vectors = vec![0.0; batch.rows() * spec.hidden];
+    encode(cuda, &mut arena, model, &data, &mut vectors);
+    let (d, inner) = (spec.hidden, spec.intermediate);
+    let FeedForward { gated, activation } = spec.feed_forward;
+    let (up, up_rows) = match gated {
+        true => (Epilogue::Gate(activation), 2 * inner),
+        false => (Epilogue::Activate(activation), inner),
+    };
+    let store = Epilogue::Store;
+    for (what, weight, (cols, rows), input, output, epilogue) in [
+        ("store", &layer.qkv, (d, 3 * d), Slot::Hidden, Slot::Qkv, store),
+        ("store", &layer.attention_out, (d, d), Slot::Context, Slot::Normed, store),
+        ("activate", &layer.up, (d, up_rows), Slot::Hidden, Slot::Inner, up),
+        ("store", &layer.down, (inner, d), Slot::Inner, Slot::Normed, store),
+    ] {
+        let start = Instant::now();
+        let mut launches = 0;
+        while start.elapsed() < time {
+            for _ in 0..20 {
+                let op = LinearOp { weight, input, output, epilogue };
+                cuda.linear(&mut arena, op).unwrap();
+            }
+            cuda.pool(&mut arena, POOL, &batch, &mut vectors).unwrap(); // waits
+            launches += 20;
+        }
+        let each = start.elapsed().as_secs_f64() / f64::from(launches);
+        let tflops = 2.0 * (batch.tokens() * cols * rows) as f64 / each / 1e12;
+        println!("linear {cols} to {rows}, {what}: {:.1} us, {tflops:.0} TFLOP/s", each * 1e6);
+    }
+}
+
 fn main() {
     let mut options = CudaOptions::default();
     let mut names = Vec::new();
-    let (mut profile, mut tokens) = (0, 64);
+    let (mut profile, mut linear, mut tokens) = (0, 0, 64);
     let mut time = Duration::from_millis(700);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -224,6 +264,7 @@ fn main() {
             "--rowwise" => options.rowwise = Some(number() != 0.0),
             "--tokens" => tokens = number() as usize,
             "--profile" => profile = number() as usize,
+            "--linear" => linear = number() as usize,
             "--seconds" => time = Duration::from_secs_f64(number()),
             name => match Precision::ALL.into_iter().find(|p| p.name() == name) {
                 Some(precision) => options.precision = precision,
@@ -242,6 +283,10 @@ fn main() {
             for _ in 0..2 {
                 encode(&cuda, &mut arena, &model, &data, &mut vectors);
             }
+            continue;
+        }
+        if linear > 0 {
+            say_linear(&cuda, &model, linear, time);
             continue;
         }
         // Vectors first: a rate of wrong vectors is worth nothing. The reference takes its time.

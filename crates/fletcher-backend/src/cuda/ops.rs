@@ -29,13 +29,13 @@ const SMALLEST_BLOCK_TOKENS: usize = 16_384;
 
 /// What a step of the products of Hopper's linear layer costs beside its width, in columns: shared
 /// memory's bandwidth is what limits it, and a tile of x takes its share whatever the width.
-const STEP_COLUMNS: usize = 85;
+const STEP_COLUMNS: f64 = 85.0;
 /// What the epilogue of a tile costs where both warpgroups share it, where one makes it alone, and
 /// where that happens beside the other's products; in steps of 5/3 of the tile's width. Fitted to
 /// the times of every variant on the shapes of MiniLM and BERT base at 2,048 to 65,536 tokens.
-const EPILOGUE_STEPS: usize = 5;
-const EPILOGUE_STEPS_ALONE: usize = 6;
-const EPILOGUE_STEPS_BESIDE: usize = 3;
+const EPILOGUE_STEPS: f64 = 5.0;
+const EPILOGUE_STEPS_ALONE: f64 = 6.0;
+const EPILOGUE_STEPS_BESIDE: f64 = 3.0;
 
 /// Most batches in flight by the kernels that keep whole rows: of 32 sequences of 64 tokens each,
 /// 16 blocks, so many fill the card.
@@ -91,21 +91,26 @@ impl Cuda {
         };
         let multiprocessors = self.device.limits().multiprocessors;
         let tiles = |width: usize| columns.div_ceil(width) * arena.tokens.div_ceil(TILE);
-        // Rounds of tiles times the time of one, in columns of products of one step.
-        let steps = op.weight.cols.div_ceil(64);
+        // Rounds of tiles times the time of one, in columns of products of one step. While other
+        // batches are in flight, theirs fill what the last round leaves.
+        let steps = op.weight.cols.div_ceil(64) as f64;
         let cost = |&at: &usize| {
             let HopperTile { width, way, .. } = HOPPER_TILES[at];
-            let rounds = tiles(width).div_ceil(multiprocessors);
+            let rounds = tiles(width) as f64 / multiprocessors as f64;
+            let rounds = if arena.beside_others { rounds } else { rounds.ceil() };
+            let width = width as f64;
             let epilogues = match way {
                 Way::Shared => rounds * EPILOGUE_STEPS,
                 Way::Turns => {
-                    rounds.saturating_sub(1) * EPILOGUE_STEPS_BESIDE + EPILOGUE_STEPS_ALONE
+                    (rounds - 1.0).max(0.0) * EPILOGUE_STEPS_BESIDE
+                        + rounds.min(1.0) * EPILOGUE_STEPS_ALONE
                 }
             };
-            rounds * (width + STEP_COLUMNS) * steps + width * epilogues * 5 / 3
+            rounds * (width + STEP_COLUMNS) * steps + width * epilogues * 5.0 / 3.0
         };
         let wanted = |at: &usize| self.tile.is_none_or(|only| only == *at);
-        let at = (0..HOPPER_TILES.len()).filter(wanted).min_by_key(cost)?;
+        let at =
+            (0..HOPPER_TILES.len()).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)))?;
         let kernels = all[at];
         let kernel = match op.epilogue {
             Epilogue::Store | Epilogue::Activate(Activation::Identity) => kernels.store,
@@ -225,8 +230,8 @@ impl Backend for Cuda {
 
     fn upload_linear(&self, source: LinearSource<'_>) -> Result<Linear, BackendError> {
         let LinearSource { rows, cols, weight, bias, gated } = source;
-        // Eight gates' rows, then their values', so that a thread holds both of an output; zeros for
-        // those of the output's padding.
+        // Eight gates' rows, then their values', so that a thread holds both of an output; zeros
+        // for those of the output's padding.
         let half = rows / 2;
         let rows = if gated { 2 * stride(half) } else { rows };
         let from = |row: usize| match gated {
@@ -461,6 +466,7 @@ impl Backend for Cuda {
     ) -> Result<(), BackendError> {
         let (load, tokens) = self.loads.add(batch.tokens());
         arena.load = Some(load);
+        arena.beside_others = tokens > batch.tokens();
         if small::stage(self, arena, model, batch)? {
             return Ok(());
         }
@@ -566,7 +572,7 @@ fn logistic(activation: Activation) -> Option<[f32; 3]> {
     use std::f32::consts::{FRAC_2_PI, LOG2_E};
     let tanh = -2.0 * FRAC_2_PI.sqrt() * LOG2_E;
     match activation {
-        Activation::GeluErf => Some([-2.3033181, -0.10506102, 0.0007714342]),
+        Activation::GeluErf => Some([-2.303_318, -0.105_061_02, 0.0007714342]),
         Activation::GeluTanh => Some([tanh, 0.044715 * tanh, 0.0]),
         Activation::Silu => Some([-LOG2_E, 0.0, 0.0]),
         Activation::Relu | Activation::Tanh | Activation::Identity => None,
