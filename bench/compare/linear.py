@@ -3,7 +3,7 @@
     cargo build --release -p fletcher-backend --example cuda_rate
     python linear.py CUDA_RATE [--record FILE] [--tokens 16896]
 
-CUDA_RATE is the example. Each linear layer of five models' shapes is launched time and again over so many
+CUDA_RATE is the example. Each linear layer of three models' shapes is launched time and again over so many
 tokens, in f16, by `cuda_rate SHAPE --linear` and by torch.nn.functional.linear, which has cuBLASLt add the
 bias. Fletcher's first layer of the feed-forward network applies GELU too; torch's does not, since cuBLASLt
 has only the tanh form. Rounds alternate; medians are compared.
@@ -29,8 +29,10 @@ LINE = re.compile(r"linear (\d+) to (\d+), (\w+): ([\d.]+) us")
 def ours(program: str, shape: str, tokens: int, seconds: float) -> dict[tuple[int, int, str], float]:
     command = [program, "f16", shape, "--linear", str(tokens), "--seconds", str(seconds)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    found = (LINE.fullmatch(line) for line in lines)
-    return {(int(m[1]), int(m[2]), m[3]): float(m[4]) for m in found if m}
+    found = {(int(m[1]), int(m[2]), m[3]): float(m[4]) for m in map(LINE.match, lines) if m}
+    if len(found) != 4:
+        raise SystemExit(f"{' '.join(command)} said: {lines}")
+    return found
 
 
 def theirs(cols: int, rows: int, tokens: int, seconds: float) -> float:

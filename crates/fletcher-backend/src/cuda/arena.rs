@@ -47,8 +47,8 @@ pub struct Arena {
     pub(super) pending: Option<Pending>,
     /// The current batch's share of what the card has to do.
     pub(super) load: Option<Load>,
-    /// Whether others were when its batch began.
-    pub(super) beside_others: bool,
+    /// Batches like its own that the card had to do when it began, its own included.
+    pub(super) in_flight: usize,
     max_tokens: usize,
     /// Rows of each slot: those of the plan and, to whole tiles, unused ones.
     pub(super) slot_rows: usize,
@@ -106,7 +106,7 @@ impl Arena {
             pooled: device.allocate(4 * rows * spec.hidden, "a worker's vectors")?,
             output_values: rows * spec.hidden,
             load: None,
-            beside_others: false,
+            in_flight: 1,
             pending: None,
             max_tokens,
             slot_rows,

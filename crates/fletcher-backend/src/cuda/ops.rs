@@ -37,6 +37,12 @@ const EPILOGUE_STEPS: f64 = 5.0;
 const EPILOGUE_STEPS_ALONE: f64 = 6.0;
 const EPILOGUE_STEPS_BESIDE: f64 = 3.0;
 
+/// A block of the linear layer starts sooner with its second tile than a block that comes after it
+/// would, so that batches leave each other room while there are many: a block makes as many tiles
+/// as there are times so many batches in flight, up to a few.
+const IN_FLIGHT_PER_TILE: usize = 4;
+const TILES_EACH_MAX: usize = 3;
+
 /// Most batches in flight by the kernels that keep whole rows: of 32 sequences of 64 tokens each,
 /// 16 blocks, so many fill the card.
 const ROWWISE_ARENAS_MAX: usize = 16;
@@ -97,7 +103,7 @@ impl Cuda {
         let cost = |&at: &usize| {
             let HopperTile { width, way, .. } = HOPPER_TILES[at];
             let rounds = tiles(width) as f64 / multiprocessors as f64;
-            let rounds = if arena.beside_others { rounds } else { rounds.ceil() };
+            let rounds = if arena.in_flight > 1 { rounds } else { rounds.ceil() };
             let width = width as f64;
             let epilogues = match way {
                 Way::Shared => rounds * EPILOGUE_STEPS,
@@ -120,7 +126,8 @@ impl Cuda {
             Epilogue::Activate(_) => return None,
         };
         let width = HOPPER_TILES[at].width;
-        let blocks = tiles(width).min(multiprocessors);
+        let each = (arena.in_flight / IN_FLIGHT_PER_TILE).clamp(1, TILES_EACH_MAX);
+        let blocks = tiles(width).div_ceil(each).min(multiprocessors);
         let arguments = HopperArguments {
             x: arena.map(op.input)?,
             w: maps[HOPPER_WIDTHS.iter().position(|&other| other == width)?],
@@ -466,7 +473,7 @@ impl Backend for Cuda {
     ) -> Result<(), BackendError> {
         let (load, tokens) = self.loads.add(batch.tokens());
         arena.load = Some(load);
-        arena.beside_others = tokens > batch.tokens();
+        arena.in_flight = tokens / batch.tokens().max(1);
         if small::stage(self, arena, model, batch)? {
             return Ok(());
         }
