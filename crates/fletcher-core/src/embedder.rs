@@ -17,7 +17,7 @@ pub use stages::{Clock, StageTimes};
 use rayon::prelude::*;
 
 use self::engine::{Engine, Replica, Replicas};
-use self::run::{BlockOf, RowIds, Run};
+use self::run::{Block, RowIds, Run};
 use self::scratches::Scratches;
 use self::stages::{Stage, StageClock};
 use crate::backend::{Backend, BackendError, PoolOp};
@@ -403,19 +403,19 @@ impl Embedder {
     }
 
     /// Takes a block of rows through the encoder and the head.
-    fn run_block<'a>(
+    fn run_block(
         &self,
         worker: Option<usize>,
-        rows: Vec<RowIds<'a>>,
+        rows: Vec<RowIds<'_>>,
         pools: &[PoolOp],
-    ) -> Result<BlockOf<'a>, BackendError> {
+    ) -> Result<Block, BackendError> {
         let pack = || PackedBatch::new(rows.iter().map(RowIds::ids));
         let batch = self.clock.measure(Stage::Pack, pack);
         let pooled =
             self.clock.measure(Stage::Encode, || self.replicas.encode(worker, &batch, pools))?;
         let finish = || self.model.head.finish_rows(pooled, rows.len());
         let values = self.clock.measure(Stage::Head, finish);
-        Ok(BlockOf { rows, values })
+        Ok(Block { rows: rows.iter().map(RowIds::row).collect(), values })
     }
 
     /// The text of a call's prompt, and how many tokens of each row it is that pooling skips.

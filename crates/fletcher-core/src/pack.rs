@@ -1,8 +1,10 @@
 //! Token ids to packed batches: sequences lie end to end, and nothing anywhere is padded.
 //!
-//! [`BlockPlan`] decides which rows travel together: rows are sorted by length so that a block's
-//! sequences are alike, and cut so that no block exceeds the token budget. Rows may be added while
-//! blocks are being taken. [`PackedBatch`] is the only shape in which tokens reach a backend.
+//! [`BlockPlan`] decides which rows travel together: those of like length, as many as the token
+//! budget allows. Rows may be added while blocks are being taken. [`PackedBatch`] is the only shape
+//! in which tokens reach a backend.
+
+use std::collections::{BTreeMap, VecDeque};
 
 /// Sequences laid end to end, with the offsets at which each begins.
 ///
@@ -58,18 +60,18 @@ impl PackedBatch {
 /// Rows that wait to be encoded.
 ///
 /// Longest rows come first, so that the last blocks handed to workers are of the small ones and all
-/// workers finish at about the same time.
+/// workers finish at about the same time; among equals, what came first. Workers share a plan
+/// behind a lock: what it does takes as long as the rows it is asked about, however many wait.
 #[derive(Debug)]
 pub struct BlockPlan<R> {
-    /// Rows with their lengths, the longest at the end unless some were added since.
-    rows: Vec<(usize, R)>,
-    sorted: bool,
+    by_length: BTreeMap<usize, VecDeque<R>>,
+    rows: usize,
     tokens: usize,
 }
 
 impl<R> Default for BlockPlan<R> {
     fn default() -> Self {
-        Self { rows: Vec::new(), sorted: true, tokens: 0 }
+        Self { by_length: BTreeMap::new(), rows: 0, tokens: 0 }
     }
 }
 
@@ -77,20 +79,20 @@ impl<R> BlockPlan<R> {
     /// Adds a row of `tokens` tokens; one without any is left out, it has no vector.
     pub fn add(&mut self, tokens: usize, row: R) {
         if tokens > 0 {
-            self.rows.push((tokens, row));
+            self.by_length.entry(tokens).or_default().push_back(row);
+            self.rows += 1;
             self.tokens += tokens;
-            self.sorted = false;
         }
     }
 
     /// Rows that wait.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.rows
     }
 
     /// Whether none wait.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows == 0
     }
 
     /// Tokens of the rows that wait.
@@ -100,22 +102,21 @@ impl<R> BlockPlan<R> {
 
     /// Takes rows for a block of at most `budget` tokens, or one longer row; none if none wait.
     pub fn take(&mut self, budget: usize) -> Vec<R> {
-        if !std::mem::replace(&mut self.sorted, true) {
-            // Stable, and rows are taken from the end: what came first goes first among equals.
-            self.rows.reverse();
-            self.rows.sort_by_key(|&(tokens, _)| tokens);
-        }
-        let (mut count, mut taken) = (0, 0);
-        for &(tokens, _) in self.rows.iter().rev() {
-            if count > 0 && taken + tokens > budget {
+        let (mut block, mut room) = (Vec::new(), budget);
+        while let Some(mut longest) = self.by_length.last_entry() {
+            let tokens = *longest.key();
+            let fitting = (room / tokens).max(usize::from(block.is_empty()));
+            let taken = fitting.min(longest.get().len());
+            block.extend(longest.get_mut().drain(..taken));
+            room = room.saturating_sub(taken * tokens);
+            self.tokens -= taken * tokens;
+            if !longest.get().is_empty() {
                 break;
             }
-            count += 1;
-            taken += tokens;
+            longest.remove();
         }
-        self.tokens -= taken;
-        let from = self.rows.len() - count;
-        self.rows.drain(from..).rev().map(|(_, row)| row).collect()
+        self.rows -= block.len();
+        block
     }
 }
 
@@ -148,11 +149,24 @@ mod tests {
                 assert!(longest <= last);
                 last = longest;
             }
-            assert_eq!(plan.tokens(), 0);
+            assert_eq!((plan.tokens(), plan.len()), (0, 0));
             seen.sort_unstable();
             let all: Vec<usize> = (0..500).filter(|&i| lengths[i] > 0).collect();
             assert_eq!(seen, all);
         }
+    }
+
+    #[test]
+    fn among_rows_of_one_length_the_first_goes_first() {
+        let mut plan = BlockPlan::default();
+        (0..6).for_each(|row| plan.add(10 + row % 2, row));
+        assert_eq!(plan.take(32), [1, 3]); // what is left of the budget is for none as long
+        assert_eq!(plan.take(5), [5]); // longer than the budget
+        plan.add(10, 6);
+        assert_eq!((plan.len(), plan.tokens()), (4, 40));
+        assert_eq!(plan.take(39), [0, 2, 4]);
+        assert_eq!(plan.take(39), [6]);
+        assert!(plan.is_empty() && plan.take(39).is_empty());
     }
 
     #[test]

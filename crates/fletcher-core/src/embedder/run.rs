@@ -9,6 +9,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use rayon::prelude::*;
+
 use super::stages::Stage;
 use super::{Embedder, Embedding, Embeddings, RowError};
 use crate::backend::{BackendError, PoolOp};
@@ -24,6 +26,10 @@ const SLICE_TEXTS: usize = 64;
 const INLINE_BYTES: usize = 4 << 10;
 /// Blocks per worker that tokenising runs ahead, so that rows of like length can be found.
 const BLOCKS_AHEAD: usize = 4;
+/// Up to so many values are put in order by the caller.
+const ALONE_VALUES: usize = 1 << 18;
+/// Rows of a part of that, where it is divided.
+const ROWS_TOGETHER: usize = 1024;
 
 /// A row that waits or has been encoded.
 #[derive(Debug)]
@@ -41,6 +47,10 @@ enum Source<'a> {
 }
 
 impl RowIds<'_> {
+    pub(super) fn row(&self) -> usize {
+        self.row
+    }
+
     pub(super) fn ids(&self) -> &[u32] {
         match &self.source {
             Source::Borrowed(ids) => ids,
@@ -50,8 +60,8 @@ impl RowIds<'_> {
 }
 
 /// An encoded block: its rows, and their vectors one after the other.
-pub(super) struct BlockOf<'a> {
-    pub(super) rows: Vec<RowIds<'a>>,
+pub(super) struct Block {
+    pub(super) rows: Vec<usize>,
     pub(super) values: Vec<f32>,
 }
 
@@ -169,15 +179,11 @@ impl<'a> Run<'a> {
             }
         };
         let plan = self.plan.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(assemble(self.embedder.dim(), plan.rows, blocks))
+        Ok(assemble(&self.embedder.workers, self.embedder.dim(), plan.rows, blocks))
     }
 
     /// Does whatever there is to do, until there is nothing.
-    fn work(
-        &self,
-        worker: Option<usize>,
-        pools: &[PoolOp],
-    ) -> Result<Vec<BlockOf<'a>>, BackendError> {
+    fn work(&self, worker: Option<usize>, pools: &[PoolOp]) -> Result<Vec<Block>, BackendError> {
         let mut done = Vec::new();
         while let Some(task) = self.next() {
             match task {
@@ -304,19 +310,48 @@ impl Drop for Done<'_, '_> {
     }
 }
 
+/// Puts the blocks' vectors in the rows' order. Each vector is copied from memory to memory: for a
+/// large call that is work for all workers, not for one while the device has nothing to do.
 fn assemble(
+    workers: &rayon::ThreadPool,
     dim: usize,
     mut rows: Vec<Result<Embedding, RowError>>,
-    blocks: Vec<BlockOf<'_>>,
+    blocks: Vec<Block>,
 ) -> Embeddings {
-    let mut values = vec![0.0; rows.len() * dim];
-    for block in blocks {
-        for (RowIds { row, .. }, vector) in block.rows.iter().zip(block.values.chunks_exact(dim)) {
-            match vector.iter().all(|value| value.is_finite()) {
-                true => values[row * dim..(row + 1) * dim].copy_from_slice(vector),
-                false => rows[*row] = Err(RowError::NotFinite),
-            }
+    let mut found = vec![None; rows.len()];
+    for block in &blocks {
+        for (&row, vector) in block.rows.iter().zip(block.values.chunks_exact(dim)) {
+            found[row] = Some(vector);
         }
     }
+    let mut values = vec![0.0; rows.len() * dim];
+    if values.len() <= ALONE_VALUES {
+        place(dim, &mut values, &mut rows, &found);
+        return Embeddings { dim, values, rows };
+    }
+    workers.install(|| {
+        let parts = values.par_chunks_mut(ROWS_TOGETHER * dim);
+        let parts = parts.zip(rows.par_chunks_mut(ROWS_TOGETHER));
+        let parts = parts.zip(found.par_chunks(ROWS_TOGETHER));
+        parts.for_each(|((values, rows), found)| place(dim, values, rows, found));
+    });
+    workers.install(|| blocks.into_par_iter().for_each(drop));
     Embeddings { dim, values, rows }
+}
+
+fn place(
+    dim: usize,
+    values: &mut [f32],
+    rows: &mut [Result<Embedding, RowError>],
+    found: &[Option<&[f32]>],
+) {
+    for ((to, row), vector) in values.chunks_exact_mut(dim).zip(rows).zip(found) {
+        match vector {
+            Some(vector) if vector.iter().all(|value| value.is_finite()) => {
+                to.copy_from_slice(vector);
+            }
+            Some(_) => *row = Err(RowError::NotFinite),
+            None => {}
+        }
+    }
 }
