@@ -454,7 +454,10 @@ impl Backend for Cuda {
         let (kernel, blocks, shared_bytes) = match tiled {
             Some((dim, kernel)) => {
                 let most = tiled_blocks(*dim) * self.device.limits().multiprocessors;
-                (kernel, ((arena.items * heads).min(most), 1), tiled_shared(*dim))
+                // A batch's share of them, so that the others' large blocks, which want a whole
+                // multiprocessor each, find some without any of these.
+                let share = (most / arena.in_flight).max(heads);
+                (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim))
             }
             // Sixteen blocks of four queries for each item.
             None => (&self.kernels.attention_plain, (16 * arena.items, heads), 0),
@@ -473,7 +476,7 @@ impl Backend for Cuda {
     ) -> Result<(), BackendError> {
         let (load, tokens) = self.loads.add(batch.tokens());
         arena.load = Some(load);
-        arena.in_flight = tokens / batch.tokens().max(1);
+        arena.in_flight = (tokens / batch.tokens().max(1)).max(1);
         if small::stage(self, arena, model, batch)? {
             return Ok(());
         }
