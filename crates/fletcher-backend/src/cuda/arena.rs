@@ -7,10 +7,12 @@ use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{EncoderSpec, learned_rows};
 
-use super::device::{Device, DeviceBuffer, Matrix, Pinned, Stream, TensorMap};
-use super::kernels::{Format, TILE};
+use super::device::{Device, DeviceBuffer, Pinned, Stream};
+use super::kernels::{FeedForwardTiles, Format, TILE};
+use super::rowwise::feedforward_takes;
 use super::small::Pending;
 use super::stride;
+use super::tensor_map::{Matrix, TensorMap};
 
 /// Words of the batch's header: `struct Batch` in `kernels/common.cuh`.
 const HEADER_WORDS: usize = 12;
@@ -33,6 +35,9 @@ pub struct Arena {
     slots: [DeviceBuffer; 5],
     /// The slots' tiles of 128 rows, where there are kernels that read such.
     maps: Option<[TensorMap; 5]>,
+    /// Those of context, state and queries as the `feedforward` kernel has them, if it may be that
+    /// kernel's to run.
+    pub(super) tiles: Option<[TensorMap; 3]>,
     /// The batch as the kernels read it.
     pub(super) batch: DeviceBuffer,
     /// The batch on its way to the card.
@@ -77,12 +82,20 @@ impl Arena {
             slot(Slot::Context)?,
             slot(Slot::Inner)?,
         ];
-        let map = |of: Slot| {
+        let matrix = |of: Slot| {
             let (address, cols) = (slots[of as usize].address(), stride(width(spec, of)));
-            let bf16 = format == Format::Bf16;
-            device.tensor_map(Matrix { address, rows: max_tokens, cols, bf16 }, TILE)
+            Matrix { address, rows: max_tokens, cols, bf16: format == Format::Bf16 }
         };
-        let maps = match format != Format::F32 && device.limits().capability.0 == 9 {
+        let map = |of| device.tensor_map(matrix(of), TILE);
+        let hopper = format != Format::F32 && device.limits().capability.0 == 9;
+        let tiles = match hopper && feedforward_takes(spec) {
+            true => {
+                let tiles = |of| FeedForwardTiles::rows(device, matrix(of));
+                Some([tiles(Slot::Context)?, tiles(Slot::Hidden)?, tiles(Slot::Qkv)?])
+            }
+            false => None,
+        };
+        let maps = match hopper {
             true => Some([
                 map(Slot::Hidden)?,
                 map(Slot::Normed)?,
@@ -100,6 +113,7 @@ impl Arena {
             items: 0,
             slots,
             maps,
+            tiles,
             batch: device.allocate(4 * words, "a worker's batch")?,
             staging: device.allocate_pinned(4 * words)?,
             output: device.allocate_pinned(4 * rows * spec.hidden)?,

@@ -200,7 +200,7 @@ impl Device {
         BackendError::Device { device: self.name.clone(), message: message.into() }
     }
 
-    fn check(&self, code: cu::CUresult) -> Result<(), BackendError> {
+    pub(super) fn check(&self, code: cu::CUresult) -> Result<(), BackendError> {
         check(code).map_err(|message| self.error(message))
     }
 
@@ -308,59 +308,6 @@ pub(super) enum Start {
     /// When all blocks of the kernel before it have begun or ended: it waits for the rest itself
     /// (`wait_for_previous` in the kernels), so that launches and first instructions cost no time.
     Early,
-}
-
-/// How the copy engine finds a tile of a matrix: an opaque parameter of kernels.
-#[repr(C, align(64))]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TensorMap([u64; 16]);
-
-/// A matrix of 16-bit elements on the card, rows end to end.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix {
-    pub(super) address: u64,
-    pub(super) rows: usize,
-    /// Elements of a row, a multiple of eight.
-    pub(super) cols: usize,
-    pub(super) bf16: bool,
-}
-
-impl Device {
-    /// Describes tiles of `tile_rows` rows and 64 columns, swizzled; zeros outside of the matrix.
-    pub(super) fn tensor_map(
-        &self,
-        matrix: Matrix,
-        tile_rows: usize,
-    ) -> Result<TensorMap, BackendError> {
-        use cu::CUtensorMapDataType_enum as kind;
-        self.enter()?;
-        let mut map = cu::CUtensorMap { opaque: [0; 16] };
-        let kind = match matrix.bf16 {
-            true => kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            false => kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        };
-        let (sizes, strides) = ([matrix.cols as u64, matrix.rows as u64], [2 * matrix.cols as u64]);
-        let (tile, steps) = ([64, tile_rows as u32], [1, 1]);
-        // SAFETY: writes the map from arrays of the rank's length; nothing is read at the address.
-        let code = unsafe {
-            cu::cuTensorMapEncodeTiled(
-                &mut map,
-                kind,
-                2,
-                matrix.address as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                tile.as_ptr(),
-                steps.as_ptr(),
-                cu::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                cu::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
-                cu::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                cu::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        self.check(code)?;
-        Ok(TensorMap(map.opaque))
-    }
 }
 
 /// Memory on the card.

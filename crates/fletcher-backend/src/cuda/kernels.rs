@@ -1,10 +1,12 @@
 //! The compiled kernels by name, and their parameters as `kernels/*.cu` declare them.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use fletcher_core::backend::BackendError;
 
-use super::device::{Device, Kernel, Module, Start, TensorMap};
+use super::device::{Device, Kernel, Module, Start};
+use super::tensor_map::{Matrix, TensorMap};
 
 /// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
 const GENERAL: &[u8] = include_bytes!("kernels/general.fatbin");
@@ -12,6 +14,7 @@ const FUSED: &[u8] = include_bytes!("kernels/fused.fatbin");
 const LAYERS: &[u8] = include_bytes!("kernels/layers.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
+const FEEDFORWARD: &[u8] = include_bytes!("kernels/feedforward.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
 pub(super) const TILE: usize = 128;
@@ -73,6 +76,8 @@ pub(super) struct Kernels {
     pub(super) hopper_norm: Option<[HopperNorm; 2]>,
     /// On Hopper, in the 16-bit formats.
     pub(super) rowwise: Option<Rowwise>,
+    /// What lies between two attentions; where `rowwise` is.
+    pub(super) feedforward: Option<Kernel>,
     _modules: Vec<Module>,
 }
 
@@ -114,6 +119,38 @@ pub(super) const ROWWISE_COLUMNS_MAX: usize = 2048;
 /// Shared memory of such a block: 13 tiles and the parameters.
 pub(super) const ROWWISE_SHARED: usize =
     13 * TILE * 128 + 4 * (3 * ROWWISE_WIDTH + ROWWISE_COLUMNS_MAX);
+
+/// Widths of the inner state with which the `feedforward` kernel has been seen to be right on a
+/// card.
+pub(super) const FEEDFORWARD_INNER: RangeInclusive<usize> = 512..=1536;
+/// Most parameters that it has at a time: a norm's, and the biases of the products behind it.
+const FEEDFORWARD_PARAMETERS: usize = 2752;
+/// Shared memory of a block of it: whole rows of the state, five slots of weights, barriers and
+/// parameters.
+pub(super) const FEEDFORWARD_SHARED: usize =
+    TILE * 2 * ROWWISE_WIDTH + 5 * ROWWISE_WIDTH / 2 * 128 + 14 * 8 + 4 * FEEDFORWARD_PARAMETERS;
+
+/// Tiles of a weight as the `feedforward` kernel reads them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FeedForwardTiles {
+    /// Three of 64 rows.
+    pub(super) three: TensorMap,
+    /// One of 192.
+    pub(super) one: TensorMap,
+}
+
+impl FeedForwardTiles {
+    /// Of a weight.
+    pub(super) fn new(device: &Device, weight: Matrix) -> Result<Self, BackendError> {
+        let one = device.tensor_map_of_tiles(weight, ROWWISE_WIDTH / 2, 1)?;
+        Ok(Self { three: Self::rows(device, weight)?, one })
+    }
+
+    /// Three of 64 rows, of an activation.
+    pub(super) fn rows(device: &Device, slot: Matrix) -> Result<TensorMap, BackendError> {
+        device.tensor_map_of_tiles(slot, 64, 3)
+    }
+}
 
 /// The linear layer with tiles of one width.
 #[derive(Debug, Clone, Copy)]
@@ -234,6 +271,16 @@ impl Kernels {
             }
             None => None,
         };
+        let feedforward = match hopper {
+            Some(_) => {
+                let module = device.load(FEEDFORWARD, Start::Early)?;
+                let name = format!("feedforward_{}", format.name());
+                let found = module.kernel(&name, FEEDFORWARD_SHARED)?;
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
+        };
         let layers = match hopper {
             Some(_) => {
                 let module = device.load(LAYERS, Start::Early)?;
@@ -269,6 +316,7 @@ impl Kernels {
             hopper,
             hopper_norm,
             rowwise,
+            feedforward,
             _modules: {
                 modules.extend([general, small]);
                 modules
@@ -348,6 +396,14 @@ arguments! {
         first_bias: u64, scale: u64, shift: u64, second_bias: u64,
         hidden: u64, out: u64, batch: u64,
         k: i32, columns: i32, eps: f32,
+    }
+    /// `FeedForwardArgs`.
+    FeedForwardArguments {
+        x: TensorMap, state: TensorMap, qkv: TensorMap, up: TensorMap,
+        out: TensorMap, down: TensorMap, next: TensorMap,
+        out_bias: u64, scale1: u64, shift1: u64, up_bias: u64, down_bias: u64,
+        scale2: u64, shift2: u64, next_bias: u64,
+        batch: u64, k: i32, inner: i32, columns: i32, eps1: f32, eps2: f32,
     }
     /// `RotaryArgs`.
     RotaryArguments { qkv: u64, cos_sin: u64, batch: u64, heads: i32, half: i32, stride: i32, }

@@ -19,6 +19,7 @@ mod layers;
 mod ops;
 mod rowwise;
 mod small;
+mod tensor_map;
 
 pub use arena::Arena;
 
@@ -194,7 +195,9 @@ pub struct Linear {
     rows: usize,
     cols: usize,
     /// Its tiles in the widths of [`kernels::HOPPER_WIDTHS`], where there are such kernels.
-    maps: Option<[device::TensorMap; kernels::HOPPER_WIDTHS.len()]>,
+    maps: Option<[tensor_map::TensorMap; kernels::HOPPER_WIDTHS.len()]>,
+    /// Its tiles as the `feedforward` kernel reads them, if it may be one of that kernel's.
+    tiles: Option<kernels::FeedForwardTiles>,
 }
 
 /// A LayerNorm's parameters, padded with zeros.

@@ -10,12 +10,13 @@ use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
 use fletcher_core::weights::{StoredDtype, Tensor};
 
 use super::arena::Arena;
-use super::device::{DeviceBuffer, Grid, Matrix};
+use super::device::{DeviceBuffer, Grid};
 use super::kernels::{
-    AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
-    HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
-    RotaryArguments, TILE, Way, WidenArguments, tiled_blocks, tiled_shared,
+    AttentionArguments, EmbedArguments, FeedForwardTiles, Format, HEAD_DIM_MAX, HOPPER_TILES,
+    HOPPER_WIDTHS, HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments,
+    PoolArguments, RotaryArguments, TILE, Way, WidenArguments, tiled_blocks, tiled_shared,
 };
+use super::tensor_map::Matrix;
 use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, rowwise, small, stride};
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
@@ -273,16 +274,18 @@ impl Backend for Cuda {
             (None, false) => None,
         };
         let cols = stride(cols);
-        let map = |tile_rows| {
-            let bf16 = self.format == Format::Bf16;
-            let matrix = Matrix { address: weight.address(), rows, cols, bf16 };
-            self.device.tensor_map(matrix, tile_rows)
-        };
+        let bf16 = self.format == Format::Bf16;
+        let matrix = Matrix { address: weight.address(), rows, cols, bf16 };
+        let map = |tile_rows| self.device.tensor_map(matrix, tile_rows);
         let maps = match (&self.kernels.hopper, HOPPER_WIDTHS) {
             (Some(_), [a, b, c, d]) => Some([map(a)?, map(b)?, map(c)?, map(d)?]),
             (None, _) => None,
         };
-        Ok(Linear { weight, bias, rows, cols, maps })
+        let tiles = match maps.is_some() && cols.is_multiple_of(64) {
+            true => Some(FeedForwardTiles::new(&self.device, matrix)?),
+            false => None,
+        };
+        Ok(Linear { weight, bias, rows, cols, maps, tiles })
     }
 
     fn upload_norm(

@@ -1,6 +1,7 @@
 //! Layers by the kernels that end a linear layer with the norm: those that keep whole rows of the
-//! state in a block (`kernels/rowwise.cu`), and, for few tokens, clusters of blocks with a tile of
-//! the row each (`kernels/hopper.cu`). Which models they take, and which of them when.
+//! state in a block (`kernels/rowwise.cu`), up to everything between two attentions
+//! (`kernels/feedforward.cu`), and, for few tokens, clusters of blocks with a tile of the row each
+//! (`kernels/hopper.cu`). Which models they take, and which of them when.
 
 use fletcher_core::backend::{AttentionOp, Backend, BackendError, Epilogue, LinearOp, Slot};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
@@ -10,10 +11,12 @@ use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement};
 use super::arena::Arena;
 use super::device::Grid;
 use super::kernels::{
-    HOPPER_WIDTHS, HopperArguments, HopperNorm, NORM_TILES, ROWWISE_COLUMNS_MAX, ROWWISE_SHARED,
-    ROWWISE_WIDTH, RowwiseArguments, TILE,
+    FEEDFORWARD_INNER, FEEDFORWARD_SHARED, FeedForwardArguments, HOPPER_WIDTHS, HopperArguments,
+    HopperNorm, NORM_TILES, ROWWISE_COLUMNS_MAX, ROWWISE_SHARED, ROWWISE_WIDTH, RowwiseArguments,
+    TILE,
 };
 use super::ops::address;
+use super::tensor_map::TensorMap;
 use super::{Cuda, Linear, Norm};
 
 /// A block's 128 rows take as long however many blocks there are. While the card has fewer tokens
@@ -62,6 +65,14 @@ fn chained(model: &EncoderWeights<Cuda>) -> bool {
             .all(|columns| columns.is_multiple_of(128) && columns <= ROWWISE_COLUMNS_MAX)
 }
 
+/// Whether everything between two attentions goes as one kernel, where models are `chained`.
+pub(super) fn feedforward_takes(spec: &EncoderSpec) -> bool {
+    spec.hidden == ROWWISE_WIDTH
+        && spec.context_width() == ROWWISE_WIDTH
+        && spec.intermediate.is_multiple_of(64)
+        && FEEDFORWARD_INNER.contains(&spec.intermediate)
+}
+
 /// Runs all layers over an embedded batch if the kernels take the model, while `tokens` tokens are
 /// being encoded in all; tells whether it did.
 pub(super) fn encode(
@@ -76,6 +87,7 @@ pub(super) fn encode(
     let filled = cuda.rowwise.unwrap_or(8 * tokens >= FILLED_MIN * filling);
     let relative = model.relative_bias.as_ref();
     let chained = filled && chained(model);
+    let whole = chained && feedforward_takes(&model.spec);
     let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
         true => launch(cuda, arena, blocks, op),
         false => launch_cluster(cuda, arena, op),
@@ -91,6 +103,11 @@ pub(super) fn encode(
             cuda.rotary(arena, rotary, batch)?;
         }
         cuda.attention(arena, AttentionOp { relative, window: layer.window }, batch)?;
+        let next = model.layers.get(index + 1).filter(|_| chained);
+        if whole {
+            launch_whole(cuda, arena, layer, attention_norm, next.map(|next| &next.qkv))?;
+            continue;
+        }
         let up = (&layer.up, Slot::Inner, model.spec.feed_forward.activation);
         let op = RowwiseOp {
             input: Slot::Context,
@@ -108,7 +125,6 @@ pub(super) fn encode(
             let (weight, input, output) = (&layer.up, Slot::Hidden, Slot::Inner);
             cuda.linear(arena, LinearOp { weight, input, output, epilogue })?;
         }
-        let next = model.layers.get(index + 1).filter(|_| chained);
         let op = RowwiseOp {
             input: Slot::Inner,
             first: &layer.down,
@@ -152,6 +168,59 @@ fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), B
     unsafe { arena.stream.launch(&kernel, grid, &arguments) }
 }
 
+/// The tiles of `rows` rows of a weight.
+fn weight_map(linear: &Linear, rows: usize) -> Option<TensorMap> {
+    let at = HOPPER_WIDTHS.iter().position(|&width| width == rows)?;
+    linear.maps.map(|maps| maps[at])
+}
+
+/// From one attention to the next one's queries, keys and values, if there is a next one.
+fn launch_whole(
+    cuda: &Cuda,
+    arena: &Arena,
+    layer: &LayerWeights<Cuda>,
+    attention_norm: &Norm,
+    next: Option<&Linear>,
+) -> Result<(), BackendError> {
+    let none = || cuda.device.error("there are no tiles for Hopper's kernels");
+    let kernel = cuda.kernels.feedforward.ok_or_else(none)?;
+    let tiles = |linear: &Linear| linear.tiles.ok_or_else(none);
+    let [x, state, qkv] = arena.tiles.ok_or_else(none)?;
+    let out = tiles(&layer.attention_out)?.one;
+    let arguments = FeedForwardArguments {
+        x,
+        state,
+        qkv,
+        up: tiles(&layer.up)?.three,
+        out,
+        down: tiles(&layer.down)?.one,
+        next: next.map(tiles).transpose()?.map_or(out, |next| next.one),
+        out_bias: address(&layer.attention_out.bias),
+        scale1: attention_norm.scale.address(),
+        shift1: address(&attention_norm.bias),
+        up_bias: address(&layer.up.bias),
+        down_bias: address(&layer.down.bias),
+        scale2: layer.feed_forward_norm.scale.address(),
+        shift2: address(&layer.feed_forward_norm.bias),
+        next_bias: next.map_or(0, |next| address(&next.bias)),
+        batch: arena.batch.address(),
+        k: layer.attention_out.cols as i32,
+        inner: layer.down.cols as i32,
+        columns: next.map_or(0, |_| arena.stride(Slot::Qkv)) as i32,
+        eps1: attention_norm.eps,
+        eps2: layer.feed_forward_norm.eps,
+    };
+    let grid = Grid {
+        blocks: (arena.tokens.div_ceil(TILE), 1),
+        threads: 256,
+        shared_bytes: FEEDFORWARD_SHARED,
+    };
+    // SAFETY: `FeedForwardArgs`; the maps are of the slots and weights, whose widths `chained` and
+    // `feedforward_takes` have checked, and all biases are there. The last tile's rows behind the
+    // batch's last are written too, as far as the slots go: nobody reads those.
+    unsafe { arena.stream.launch(&kernel, grid, &arguments) }
+}
+
 fn launch(
     cuda: &Cuda,
     arena: &Arena,
@@ -159,10 +228,7 @@ fn launch(
     op: RowwiseOp<'_>,
 ) -> Result<(), BackendError> {
     let none = || cuda.device.error("there are no tiles for Hopper's kernels");
-    let map = |linear: &Linear, rows: usize| {
-        let at = HOPPER_WIDTHS.iter().position(|&width| width == rows);
-        linear.maps.zip(at).map(|(maps, at)| maps[at]).ok_or_else(none)
-    };
+    let map = |linear: &Linear, rows: usize| weight_map(linear, rows).ok_or_else(none);
     let kernels = cuda.kernels.rowwise.ok_or_else(none)?;
     let first = map(op.first, ROWWISE_WIDTH / 2)?;
     let (kernel, second, columns) = match op.second {

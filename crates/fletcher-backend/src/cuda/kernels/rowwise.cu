@@ -15,7 +15,7 @@
 // at a time, the warpgroups in turn.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
-#include "warpgroup.cuh"
+#include "rows.cuh"
 
 struct RowwiseArgs {
   TensorMap x, state, first, second; // tiles of 128 rows; of `first`, of 192
@@ -34,11 +34,10 @@ enum Second { NOTHING = 0, STORE = 1, GELU = 2 };
 // the first layer's bias, and at these places the rest.
 constexpr int SCALE = 384, SHIFT = 768, SECOND_BIAS = 1152;
 
-constexpr int ROWS = 128, TILE_BYTES = ROWS * 128, WIDTH = 384, BLOCKS = WIDTH / 64;
 // A step of the first product takes four slots that lie one behind the other: one for a tile of x,
 // three for two halves of the weights' rows, which come and go by the second's and the third's
 // barriers. The second product's turns need twice `BLOCKS`, those that are read and those that come.
-constexpr int STEP = 4, SLOTS = 12, HALF = WIDTH / 2, HALF_BYTES = HALF * 128;
+constexpr int STEP = 4, SLOTS = 12, HALF_BYTES = HALF * 128;
 
 struct Ring {
   u32 memory, full, empty, slot, phase;
@@ -73,12 +72,8 @@ struct Ring {
 // multiple of `STEP`.
 DEVICE int unused_slots(const RowwiseArgs& p) { return (p.columns / 128 + 1) % 2 * (BLOCKS % STEP); }
 
-// Blocks begin at different places of the weights, four neighbours at the same: many multiprocessors
-// that want the same bytes at the same time wait for the few slices of the L2 cache that have them,
-// while neighbours' requests are answered as one. Pairs of blocks have halves of the weights each, and
-// are faster in step.
-template <int PAIR> DEVICE int first_of(int count) { return PAIR == 1 && count ? blockIdx.x / 4 % count : 0; }
-DEVICE int next_of(int at, int count) { return at + 1 == count ? 0 : at + 1; }
+// Pairs of blocks have halves of the weights each, and are faster in step.
+template <int PAIR> DEVICE int first_of(int count) { return PAIR == 1 ? first_of_four(count) : 0; }
 
 template <int PAIR> DEVICE void produce(const RowwiseArgs& p, Ring ring, int first, int count, int tiles, int column0) {
   int steps = p.k / 64, chunks = p.columns / 128;
@@ -120,28 +115,6 @@ template <int PAIR> DEVICE void produce(const RowwiseArgs& p, Ring ring, int fir
   }
 }
 
-// d += 64 rows of x times half of the weights' rows, of a step.
-template <class T> DEVICE void multiply(float (&d)[HALF / 2], u64 a, u64 b) {
-  warpgroup_arrive();
-#pragma unroll
-  for (int k = 0; k < 4; ++k) warpgroup_mma_shared<T, HALF>(d, a + 2 * k, b + 2 * k, 1);
-  warpgroup_commit();
-}
-
-// The thread's lane, asked for anew each time: what follows from it is cheaper to compute again than
-// to keep beside the sums.
-DEVICE u32 lane_now() {
-  u32 lane;
-  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
-}
-
-DEVICE float2 pair_at(u32 values, int j) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(values + 32 * j));
-  return v;
-}
-
 // Sums begin with the bias.
 DEVICE void begin_with(float (&d)[HALF / 2], u32 bias) {
   bias += lane_now() % 4 * 8;
@@ -155,88 +128,18 @@ DEVICE void begin_with(float (&d)[HALF / 2], u32 bias) {
 
 // d += what three tiles of the state hold.
 template <class T> DEVICE void add_residual(float (&d)[HALF / 2], Ring& ring, int row) {
-  int lane = threadIdx.x % 32;
-  row += lane % 16;
-#pragma unroll
-  for (int block = 0; block < HALF / 64; ++block) {
+  auto add = [&](auto add_one) {
     ring.wait();
-    u32 tile = ring.at();
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      u32 held[4];
-      ldmatrix(held, tile + row * 128 + (((pair * 2 + lane / 16) ^ (row & 7)) << 4));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int at = block * 32 + pair * 8 + i * 2;
-        d[at] += Format<T>::low(held[i]);
-        d[at + 1] += Format<T>::high(held[i]);
-      }
-    }
+    add_one(ring.at());
     __syncwarp();
     ring.give_back(ring.slot);
     ring.advance(1);
-  }
+  };
+  add([&](u32 tile) { add_tile<T, 0>(d, tile, row); });
+  add([&](u32 tile) { add_tile<T, 1>(d, tile, row); });
+  add([&](u32 tile) { add_tile<T, 2>(d, tile, row); });
 }
 
-// Four chains of sums a row: one would take longer than all else.
-DEVICE void add_chains(float (&sums)[2], const float (&chains)[8]) {
-  sums[0] += (chains[0] + chains[1]) + (chains[4] + chains[5]);
-  sums[1] += (chains[2] + chains[3]) + (chains[6] + chains[7]);
-}
-DEVICE void add_up(float (&sums)[2], const float (&d)[HALF / 2]) {
-  float chains[8] = {};
-#pragma unroll
-  for (int i = 0; i < HALF / 2; ++i) chains[i % 8] += d[i];
-  add_chains(sums, chains);
-}
-DEVICE void add_squares(float (&squares)[2], const float (&d)[HALF / 2], const float (&mean)[2]) {
-  float chains[8] = {};
-#pragma unroll
-  for (int i = 0; i < HALF / 2; ++i) {
-    float apart = d[i] - mean[i / 2 % 2];
-    chains[i % 8] += apart * apart;
-  }
-  add_chains(squares, chains);
-}
-
-// Half of the normalised rows, in the layout of an operand: four words for each 16 columns.
-template <class T, int WHICH>
-DEVICE void normalise(u32 (&rows)[WIDTH / 4], const float (&d)[HALF / 2], const float (&factor)[2], const float (&shift)[2],
-                      u32 parameters) {
-  parameters += lane_now() % 4 * 8;
-#pragma unroll
-  for (int j = 0; j < HALF / 8; ++j) {
-    float2 s = pair_at(parameters + 4 * SCALE, WHICH * (HALF / 8) + j);
-    float2 b = pair_at(parameters + 4 * SHIFT, WHICH * (HALF / 8) + j);
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      rows[WHICH * (HALF / 4) + 2 * j + h] = Format<T>::pack(fmaf(fmaf(d[4 * j + 2 * h], factor[h], shift[h]), s.x, b.x),
-                                                             fmaf(fmaf(d[4 * j + 2 * h + 1], factor[h], shift[h]), s.y, b.y));
-  }
-}
-
-// Where a thread stores, of the two rows that it shares with three other lanes.
-template <class T> struct Rows {
-  T* to[2];
-  bool valid[2];
-  DEVICE Rows(void* matrix, int first, int end, int stride, int column) {
-    int row = first + lane_now() / 4;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      to[h] = (T*)matrix + (u64)(row + 8 * h) * stride + column + lane_now() % 4 * 8;
-      valid[h] = row + 8 * h < end;
-    }
-  }
-  // 32 columns, four words of each row. The four lanes exchange their pairs, so that each has eight
-  // neighbours of one row to store.
-  DEVICE void store(u32 (&w)[2][4], int column) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      quad_transpose(w[h]);
-      if (valid[h]) *(uint4*)(to[h] + column) = make_uint4(w[h][0], w[h][1], w[h][2], w[h][3]);
-    }
-  }
-};
 template <class T, int SECOND> DEVICE void store_sums(const float (&d)[64], u32 bias, const Rows<T>& rows) {
   bias += lane_now() % 4 * 8;
 #pragma unroll
@@ -256,16 +159,6 @@ template <class T, int SECOND> DEVICE void store_sums(const float (&d)[64], u32 
     rows.store(w, 32 * group);
   }
 }
-template <class T> DEVICE void store_rows(const u32 (&held)[WIDTH / 4], const Rows<T>& rows) {
-#pragma unroll
-  for (int group = 0; group < WIDTH / 32; ++group) {
-    u32 w[2][4];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) w[i % 2][i / 2] = held[8 * group + i];
-    rows.store(w, 32 * group);
-  }
-}
-
 // The other block of the pair: its shared memory, and a barrier there.
 DEVICE u32 of_peer(u32 address, u32 rank) {
   u32 there;
@@ -347,8 +240,8 @@ DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchang
       mean[h] *= -factor[h];
     }
     u32 normed[WIDTH / 4];
-    normalise<T, 0>(normed, d0, factor, mean, parameters);
-    normalise<T, 1>(normed, d1, factor, mean, parameters);
+    normalise<T, 0>(normed, d0, factor, mean, parameters + 4 * SCALE, parameters + 4 * SHIFT);
+    normalise<T, 1>(normed, d1, factor, mean, parameters + 4 * SCALE, parameters + 4 * SHIFT);
     auto store_hidden = [&] {
       store_rows(normed, Rows<T>(p.hidden, tile * ROWS + row, tokens, PAIR * WIDTH, column0));
     };
