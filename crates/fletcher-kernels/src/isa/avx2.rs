@@ -150,6 +150,10 @@ impl<const DOT: bool> Lanes for Avx2<DOT> {
         unsafe { Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0)))) }
     }
     #[inline(always)]
+    unsafe fn shift_right_20(self) -> Self {
+        unsafe { Self(_mm256_castsi256_ps(_mm256_srli_epi32::<20>(_mm256_castps_si256(self.0)))) }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe {
             let four =

@@ -135,6 +135,9 @@ pub(crate) trait Lanes: Copy {
     /// Most rows of the register tile of the matrix kernel; the tile is [`TILE_VECTORS`] vectors
     /// wide, and its sums, those vectors and one broadcast must fit the register file.
     const TILE_ROWS: usize;
+    /// Most rows of a tile beside whose products other vectors are worked on, which takes half a
+    /// dozen registers; 0 where there are too few of them.
+    const BESIDE_ROWS: usize = 0;
 
     /// Runs a kernel in a compiled function of its own, where it has all registers to itself.
     unsafe fn call<K: Kernel>(kernel: &K);
@@ -142,6 +145,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// The four bytes at `from`, whatever they mean, in every lane.
     unsafe fn broadcast(from: *const u8) -> Self;
+    /// The same, for what is multiplied as floating-point numbers.
+    #[inline(always)]
+    unsafe fn broadcast_float(from: *const u8) -> Self {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { Self::broadcast(from) }
+    }
     /// Columns 0 to 3 of a matrix of `WIDTH` rows that are `stride` elements apart.
     unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4];
     /// Missing lanes are 0.
@@ -173,6 +182,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn abs(self) -> Self;
     /// The bits moved left by 23 places: an integer in the low mantissa bits becomes an exponent.
     unsafe fn shift_left_23(self) -> Self;
+    /// The bits moved right by 20 places: below them are the exponent and three bits of mantissa.
+    unsafe fn shift_right_20(self) -> Self;
     /// The sum of all lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
     /// The greatest lane.

@@ -122,6 +122,10 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe { Self(vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self.0)))) }
     }
     #[inline(always)]
+    unsafe fn shift_right_20(self) -> Self {
+        unsafe { Self(vreinterpretq_f32_u32(vshrq_n_u32::<20>(vreinterpretq_u32_f32(self.0)))) }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { vaddvq_f32(self.0) }
     }

@@ -108,6 +108,10 @@ impl Lanes for Portable {
         self.map_bits(|bits| bits << 23)
     }
     #[inline(always)]
+    unsafe fn shift_right_20(self) -> Self {
+        self.map_bits(|bits| bits >> 20)
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         (self.0[0] + self.0[1]) + (self.0[2] + self.0[3])
     }

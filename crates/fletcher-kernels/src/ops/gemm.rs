@@ -18,17 +18,17 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+mod store;
 
 use std::marker::PhantomData;
 
+use self::store::{Store, Waiting};
 use crate::buffer::AlignedBuffer;
-use crate::isa::{Isa, Kernel, Lanes, TILE_VECTORS};
+use crate::isa::{Isa, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format, RowScale};
-use crate::ops::activation::{Activation, Function, with_function};
+use crate::ops::activation::Activation;
 use crate::ops::quantize;
-use crate::ops::tile::{
-    self, Heights, MAX_SUMS, Multiply, Pairs, Product, Quads, Singles, Sink, Sums, Tile, Words,
-};
+use crate::ops::tile::{Heights, MAX_SUMS, Pairs, Product, Quads, Singles, Sums, Tile};
 
 /// Bytes of input that a block of rows may hold: with the panel and the outputs in flight they fit
 /// the 1 MiB of L2 that the smaller current server cores have.
@@ -312,295 +312,69 @@ unsafe fn tiles<L: Lanes, E: Element, P: Product>(
     const { assert!(L::TILE_ROWS * L::WIDTH * TILE_VECTORS <= MAX_SUMS) }
     let linear = g.linear;
     let panel = L::WIDTH * TILE_VECTORS;
-    let (k, outputs) = (linear.words(), linear.outputs());
+    let outputs = linear.outputs();
     let step = if linear.shape.gated { L::WIDTH } else { panel };
-    let x_stride = g.x_stride * size_of::<f32>() / linear.format.per_word();
-    let block = (BLOCK_BYTES / (4 * k)).next_multiple_of(L::TILE_ROWS);
-    let mut sums = Sums([0.0; MAX_SUMS]);
+    let block = (BLOCK_BYTES / (4 * linear.words())).next_multiple_of(L::TILE_ROWS);
+    let beside = Waiting::<E, P>::suits::<L>(g);
+    let most = if beside { L::BESIDE_ROWS } else { L::TILE_ROWS };
+    let mut sums = [Sums([0.0; MAX_SUMS]), Sums([0.0; MAX_SUMS])];
+    let (mut waiting, mut turn) = (Waiting::none(), 0);
     let mut start = 0;
     while start < g.rows {
         let rows = block.min(g.rows - start);
-        for (p, weight) in linear.weight.chunks_exact(panel * k).enumerate() {
-            let first = p * step;
-            let columns = step.min(outputs - first);
+        for (p, weight) in linear.weight.chunks_exact(panel * linear.words()).enumerate() {
+            let columns = step.min(outputs - p * step);
             let narrow = !linear.shape.gated && columns <= L::WIDTH;
             let vectors = if narrow { 1 } else { TILE_VECTORS };
-            let (mut row, mut heights) = (start, Heights::new::<L>(rows));
+            let (mut row, mut heights) = (start, Heights::at_most(most, rows));
             while let Some(height) = heights.next() {
-                // SAFETY: rows row..row+height are inside x and y, columns first..first+columns
-                // inside y, the panel holds k words of its width, and the sums fit MAX_SUMS.
+                // SAFETY: rows row..row+height are inside x and y, columns p*step.. inside y, the
+                // panel holds k words of its width, and the sums fit MAX_SUMS.
                 unsafe {
-                    let product = Tile {
-                        rows: height,
-                        vectors,
-                        k,
-                        a: g.x.start().add(row * x_stride),
-                        a_stride: x_stride,
-                        b: weight.as_ptr(),
-                        b_stride: panel,
-                    };
+                    let product = tile_of(g, weight, (row, height), vectors);
                     let at = p * panel;
                     let store = Store::<E, P> {
-                        sums: sums.0.as_mut_ptr(),
+                        sums: sums[turn].0.as_mut_ptr(),
                         bias: linear.bias.as_ptr().add(at),
                         steps: linear.steps.as_ptr().wrapping_add(at),
                         totals: linear.totals.as_ptr().wrapping_add(at),
                         scales: scales.wrapping_add(row),
                         rows: height,
                         columns,
-                        y: y.add(row * g.y_stride + first),
+                        y: y.add(row * g.y_stride + p * step),
                         stride: g.y_stride,
                         product: PhantomData,
                     };
-                    store.run::<L>(&product, g.epilogue);
+                    if beside {
+                        waiting.run::<L>(&product, store);
+                        turn ^= 1;
+                    } else {
+                        store.run::<L>(&product, g.epilogue);
+                    }
                 }
                 row += height;
             }
         }
         start += rows;
     }
+    // SAFETY: the sums that wait are those of the last tile.
+    unsafe { waiting.finish::<L>() }
 }
 
-/// Where a tile's sums go.
-struct Store<E, P> {
-    /// Room for `rows` rows of a whole panel.
-    sums: *mut f32,
-    /// A whole panel.
-    bias: *const f32,
-    /// In bytes, a whole panel.
-    steps: *const f32,
-    /// In bytes, a whole panel.
-    totals: *const f32,
-    /// In bytes, one per row.
-    scales: *const RowScale,
-    rows: usize,
-    /// Output columns of this tile that exist.
-    columns: usize,
-    y: *mut E,
-    /// Elements from one output row to the next.
-    stride: usize,
-    product: PhantomData<P>,
-}
-
-impl<E: Element, P: Product> Store<E, P> {
-    /// Multiplies and stores. The two epilogues that need no register of their own take a whole
-    /// panel's sums as they are; others find them in memory, where the code for each is one loop.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set of `L`; the pointers lead to what the fields say.
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(&self, tile: &Tile, epilogue: Epilogue) {
-        let whole = self.columns == TILE_VECTORS * L::WIDTH;
-        let rounds = E::FORMAT == Format::Bf16;
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe {
-            match epilogue {
-                Epilogue::Accumulate if whole && !rounds => self.direct::<L, true>(tile),
-                Epilogue::Activate(Activation::Identity)
-                    if whole && (rounds || P::FORMAT == Format::F32) =>
-                {
-                    self.direct::<L, false>(tile);
-                }
-                _ => {
-                    let words = Words { to: self.sums, stride: TILE_VECTORS * L::WIDTH };
-                    tile::run::<L, _>(P::FORMAT, tile, &words);
-                    self.stored::<L>(epilogue);
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::run`], and all columns of the panel exist.
-    #[inline(always)]
-    unsafe fn direct<L: Lanes, const ADD: bool>(&self, tile: &Tile) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe { L::call(&Multiply(tile, PhantomData::<P>, &Direct::<E, P, ADD>(self))) }
-    }
-
-    /// Stores what the sums in memory become.
-    ///
-    /// # Safety
-    /// As [`Self::run`].
-    #[inline(always)]
-    unsafe fn stored<L: Lanes>(&self, epilogue: Epilogue) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe {
-            match epilogue {
-                Epilogue::Accumulate => L::call(&Accumulate(self)),
-                Epilogue::Activate(activation) => {
-                    with_function!(activation, F => {
-                        L::call(&Activate::<E, F, P>(self, PhantomData));
-                    });
-                }
-                Epilogue::Gate(activation) => {
-                    with_function!(activation, F => {
-                        L::call(&Gate::<E, F, P>(self, PhantomData));
-                    });
-                }
-            }
-        }
-    }
-
-    /// A vector of stored sums, finished.
-    ///
-    /// # Safety
-    /// As [`Self::run`]; `row < rows` and `column` starts a vector of the panel.
-    #[inline(always)]
-    unsafe fn sum<L: Lanes>(&self, row: usize, column: usize) -> L {
-        // SAFETY: the caller guarantees the bounds.
-        unsafe {
-            let sum = L::load(self.sums.add(row * L::WIDTH * TILE_VECTORS + column));
-            self.finish(sum, row, column)
-        }
-    }
-
-    /// `x W^T + b` of a vector of sums.
-    ///
-    /// # Safety
-    /// As [`Self::sum`].
-    #[inline(always)]
-    unsafe fn finish<L: Lanes>(&self, sum: L, row: usize, column: usize) -> L {
-        // SAFETY: the caller guarantees the bounds.
-        unsafe {
-            let bias = L::load(self.bias.add(column));
-            if P::FORMAT != Format::Int8 {
-                return sum.add(bias);
-            }
-            let RowScale { scale, zero } = *self.scales.add(row);
-            let sum = L::load(self.totals.add(column)).fma(L::splat(-zero), sum.int_to_float());
-            sum.mul(L::load(self.steps.add(column))).fma(L::splat(scale), bias)
-        }
-    }
-
-    /// Runs `put` for every vector of outputs.
-    ///
-    /// # Safety
-    /// As [`Self::run`].
-    #[inline(always)]
-    unsafe fn each<L: Lanes, T: Put<E>>(&self, put: &T) {
-        // SAFETY: row < rows and column < columns.
-        unsafe {
-            if self.columns == TILE_VECTORS * L::WIDTH {
-                for row in 0..self.rows {
-                    for column in (0..TILE_VECTORS).map(|v| v * L::WIDTH) {
-                        let y = self.y.add(row * self.stride + column);
-                        put.put::<L>(y, L::WIDTH, (row, column));
-                    }
-                }
-                return;
-            }
-            for row in 0..self.rows {
-                for column in (0..self.columns).step_by(L::WIDTH) {
-                    let lanes = (self.columns - column).min(L::WIDTH);
-                    put.put::<L>(self.y.add(row * self.stride + column), lanes, (row, column));
-                }
-            }
-        }
-    }
-}
-
-/// A whole panel's sums on their way from registers to the output; `ADD`: onto what is there.
-struct Direct<'a, E, P, const ADD: bool>(&'a Store<E, P>);
-
-impl<E: Element, P: Product, const ADD: bool> Sink for Direct<'_, E, P, ADD> {
-    const VECTORS_MIN: usize = TILE_VECTORS;
-
-    #[inline(always)]
-    unsafe fn put<L: Lanes>(&self, row: usize, vector: usize, sum: L) {
-        let (store, column) = (self.0, vector * L::WIDTH);
-        // SAFETY: the tile's rows and the panel's columns are the store's.
-        unsafe {
-            let sum = store.finish(sum, row, column);
-            let y = store.y.add(row * store.stride + column);
-            let value = match ADD {
-                true => E::read::<L>(y, L::WIDTH).add(sum),
-                false => sum,
-            };
-            E::write(value, y, L::WIDTH);
-        }
-    }
-}
-
-/// What an epilogue does with one vector of outputs.
-trait Put<E> {
-    /// # Safety
-    /// The CPU has the instruction set of `L`; `y` leads to `lanes` outputs, those of the row and
-    /// from the column on.
-    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, at: (usize, usize));
-}
-
-/// [`Epilogue::Activate`].
-struct Activate<'a, E, F, P: Product>(&'a Store<E, P>, PhantomData<F>);
-/// [`Epilogue::Accumulate`].
-struct Accumulate<'a, E, P: Product>(&'a Store<E, P>);
-/// [`Epilogue::Gate`], for a panel of gates and values.
-struct Gate<'a, E, F, P: Product>(&'a Store<E, P>, PhantomData<F>);
-
-impl<E: Element, F: Function, P: Product> Kernel for Activate<'_, E, F, P> {
-    /// # Safety
-    /// As [`Store::run`].
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(&self) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe { self.0.each::<L, _>(self) }
-    }
-}
-
-impl<E: Element, F: Function, P: Product> Put<E> for Activate<'_, E, F, P> {
-    #[inline(always)]
-    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe {
-            let sum = self.0.sum::<L>(row, column);
-            let value = match E::FORMAT {
-                Format::F32 => F::apply(sum),
-                _ => F::apply_rounded(sum),
-            };
-            E::write(value, y, lanes);
-        }
-    }
-}
-
-impl<E: Element, P: Product> Kernel for Accumulate<'_, E, P> {
-    /// # Safety
-    /// As [`Store::run`].
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(&self) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe { self.0.each::<L, _>(self) }
-    }
-}
-
-impl<E: Element, P: Product> Put<E> for Accumulate<'_, E, P> {
-    #[inline(always)]
-    unsafe fn put<L: Lanes>(&self, y: *mut E, lanes: usize, (row, column): (usize, usize)) {
-        // SAFETY: the caller's guarantees are passed on.
-        unsafe {
-            let old: L = E::read(y, lanes);
-            E::write(old.add(self.0.sum(row, column)), y, lanes);
-        }
-    }
-}
-
-impl<E: Element, F: Function, P: Product> Kernel for Gate<'_, E, F, P> {
-    /// # Safety
-    /// As [`Store::run`].
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(&self) {
-        let store = self.0;
-        for row in 0..store.rows {
-            // SAFETY: row < rows; the panel's second vector holds the values, and at most a vector
-            // of outputs exists.
-            unsafe {
-                let gate: L = store.sum(row, 0);
-                let gate = match E::FORMAT {
-                    Format::F32 => F::apply(gate),
-                    _ => F::apply_rounded(gate),
-                };
-                let y = store.y.add(row * store.stride);
-                E::write(gate.mul(store.sum(row, L::WIDTH)), y, store.columns);
-            }
-        }
-    }
+/// The product of so many rows, from the first, and one panel.
+///
+/// # Safety
+/// The rows exist, and the panel is one of the weight's.
+#[inline(always)]
+unsafe fn tile_of(
+    g: &Gemm<'_>,
+    panel: &[f32],
+    (row, rows): (usize, usize),
+    vectors: usize,
+) -> Tile {
+    let k = g.linear.words();
+    let a_stride = g.x_stride * size_of::<f32>() / g.linear.format.per_word();
+    // SAFETY: the caller guarantees the row.
+    let a = unsafe { g.x.start().add(row * a_stride) };
+    Tile { rows, vectors, k, a, a_stride, b: panel.as_ptr(), b_stride: panel.len() / k }
 }

@@ -76,7 +76,13 @@ pub(crate) struct Heights {
 impl Heights {
     #[inline(always)]
     pub(crate) fn new<L: Lanes>(rows: usize) -> Self {
-        Self { rows, tiles: rows.div_ceil(L::TILE_ROWS) }
+        Self::at_most(L::TILE_ROWS, rows)
+    }
+
+    /// Tiles of at most `most` rows.
+    #[inline(always)]
+    pub(crate) fn at_most(most: usize, rows: usize) -> Self {
+        Self { rows, tiles: rows.div_ceil(most) }
     }
 
     /// The next tile's height.
@@ -201,28 +207,138 @@ unsafe fn unrolled<L: Lanes, P: Product, S: Sink, const ROWS: usize, const VECTO
     tile: &Tile,
     sink: &S,
 ) {
-    // SAFETY: row < rows, i < k and v < vectors keep every access inside the operands.
+    // SAFETY: i < k keeps every step inside the operands, row < ROWS and v < VECTORS what is put
+    // inside the tile.
     unsafe {
         let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
         for _ in 0..tile.k {
-            let mut right = [L::splat(0.0); VECTORS];
-            for (v, right) in right.iter_mut().enumerate() {
-                *right = L::load(b.add(v * L::WIDTH));
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let left = L::broadcast(a.add(row * tile.a_stride));
-                for v in 0..VECTORS {
-                    sums[v] = P::add(sums[v], left, right[v]);
-                }
-            }
+            step::<L, P, ROWS, VECTORS>(&mut sums, (a, tile.a_stride), b);
             a = a.add(4);
             b = b.add(tile.b_stride);
         }
-        // Columns outside: what a sink needs for each column is loaded once.
-        for v in 0..VECTORS {
-            for (row, sums) in sums.iter().enumerate() {
-                sink.put(row, v, sums[v]);
+        put(&sums, sink);
+    }
+}
+
+/// Adds one word of each row times one row of the right operand.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`; `a` leads to a word in each of `ROWS` rows that are so
+/// many bytes apart, `b` to `VECTORS` vectors.
+#[inline(always)]
+unsafe fn step<L: Lanes, P: Product, const ROWS: usize, const VECTORS: usize>(
+    sums: &mut [[L; VECTORS]; ROWS],
+    (a, a_stride): (*const u8, usize),
+    b: *const f32,
+) {
+    // SAFETY: the caller guarantees the rows and vectors.
+    unsafe {
+        let mut right = [L::splat(0.0); VECTORS];
+        for (v, right) in right.iter_mut().enumerate() {
+            *right = L::load(b.add(v * L::WIDTH));
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let left = match P::FORMAT {
+                Format::Int8 => L::broadcast(a.add(row * a_stride)),
+                _ => L::broadcast_float(a.add(row * a_stride)),
+            };
+            for v in 0..VECTORS {
+                sums[v] = P::add(sums[v], left, right[v]);
+            }
+        }
+    }
+}
+
+/// Columns outside: what a sink needs for each column is loaded once.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`, and the sink takes a tile of this size.
+#[inline(always)]
+unsafe fn put<L: Lanes, S: Sink, const ROWS: usize, const VECTORS: usize>(
+    sums: &[[L; VECTORS]; ROWS],
+    sink: &S,
+) {
+    for v in 0..VECTORS {
+        for (row, sums) in sums.iter().enumerate() {
+            // SAFETY: the caller guarantees the tile's size.
+            unsafe { sink.put(row, v, sums[v]) }
+        }
+    }
+}
+
+/// Work on vectors of another tile. Its pieces stand between the steps of a product, where they
+/// find units of the core idle: products keep those busy that multiply, and wait for nothing else.
+pub(crate) trait Beside {
+    /// How many pieces.
+    fn pieces(&self) -> usize;
+
+    /// Does one.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `L`, `piece < pieces`, and each is done once.
+    unsafe fn piece<L: Lanes>(&self, piece: usize);
+}
+
+/// Least rows of a tile that has work beside it; fewer rows than this are not worth code of their
+/// own.
+pub(crate) const BESIDE_ROWS_MIN: usize = 6;
+
+/// A tile in a format, two vectors wide and [`BESIDE_ROWS_MIN`] to [`Lanes::BESIDE_ROWS`] high, and
+/// the work beside it.
+pub(crate) struct MultiplyBeside<'a, P, B> {
+    pub(crate) tile: &'a Tile,
+    pub(crate) product: PhantomData<P>,
+    /// Where the sums go.
+    pub(crate) words: Words,
+    /// Nothing that is read here is written by the sums.
+    pub(crate) beside: &'a B,
+}
+
+impl<P: Product, B: Beside> Kernel for MultiplyBeside<'_, P, B> {
+    /// # Safety
+    /// As [`run`], and as [`Beside::piece`].
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        macro_rules! by_height {
+            ($($rows:literal)*) => {
+                match self.tile.rows {
+                    $($rows if $rows <= L::BESIDE_ROWS => self.unrolled::<L, $rows>(),)*
+                    rows => unreachable!("a tile of {rows} rows with work beside it"),
+                }
+            };
+        }
+        // SAFETY: the caller's guarantees are passed on.
+        unsafe { by_height!(6 7 8 9 10 11 12) }
+    }
+}
+
+impl<P: Product, B: Beside> MultiplyBeside<'_, P, B> {
+    /// # Safety
+    /// As [`Kernel::run`], and the tile has `ROWS` rows.
+    #[inline(always)]
+    unsafe fn unrolled<L: Lanes, const ROWS: usize>(&self) {
+        let (tile, beside) = (self.tile, self.beside);
+        let pieces = beside.pieces();
+        let both = pieces.min(tile.k);
+        // SAFETY: i < k keeps every step inside the operands; pieces are counted up to their number.
+        unsafe {
+            let mut sums = [[L::splat(0.0); TILE_VECTORS]; ROWS];
+            let (mut a, mut b) = (tile.a, tile.b);
+            for piece in 0..both {
+                step::<L, P, ROWS, TILE_VECTORS>(&mut sums, (a, tile.a_stride), b);
+                a = a.add(4);
+                b = b.add(tile.b_stride);
+                beside.piece::<L>(piece);
+            }
+            for _ in both..tile.k {
+                step::<L, P, ROWS, TILE_VECTORS>(&mut sums, (a, tile.a_stride), b);
+                a = a.add(4);
+                b = b.add(tile.b_stride);
+            }
+            put(&sums, &self.words);
+            for piece in both..pieces {
+                beside.piece::<L>(piece);
             }
         }
     }

@@ -24,7 +24,8 @@ use std::arch::x86_64::{_mm512_maskz_loadu_epi8, _mm512_storeu_si512};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::{Accumulate, Activate, BLOCK_BYTES, Gemm, Input, Output, Store};
+use super::store::{Accumulate, Activate, Store};
+use super::{BLOCK_BYTES, Gemm, Input, Output};
 use crate::isa::Lanes;
 use crate::isa::TILE_VECTORS;
 use crate::isa::amx::{Configured, ROW_BYTES, ROW_WORDS, ROWS, Tiles};
