@@ -74,6 +74,53 @@ macro_rules! numbers {
 }
 numbers!(f32 Bf16 u8);
 
+/// The least and the greatest of a row and 0; `None` when a number is not finite.
+pub(crate) type Range = Option<(f32, f32)>;
+
+/// The bits of infinity: those of NaN are greater, those of finite numbers less.
+const INFINITY: u32 = f32::INFINITY.to_bits();
+
+/// Finds a [`Range`] by the bits: read as signed numbers, the greatest is the greatest positive
+/// one; as unsigned ones, it is the negative one of the greatest size. Infinities and NaN stand
+/// beyond all numbers. Integers are compared by any vector unit, floats by those that add.
+#[derive(Clone, Copy)]
+pub(crate) struct Extremes<L> {
+    signed: L,
+    unsigned: L,
+}
+
+impl<L: Lanes> Extremes<L> {
+    /// # Safety
+    /// The CPU has the instruction set of `L`.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe { Self { signed: L::splat(0.0), unsigned: L::splat(0.0) } }
+    }
+
+    /// # Safety
+    /// As [`Self::new`].
+    #[inline(always)]
+    pub(crate) unsafe fn see(&mut self, values: L) {
+        // SAFETY: the caller's guarantee is passed on.
+        unsafe {
+            self.signed = self.signed.max_signed(values);
+            self.unsigned = self.unsigned.max_unsigned(values);
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::new`].
+    #[inline(always)]
+    pub(crate) unsafe fn get(self) -> Range {
+        // SAFETY: the caller's guarantee is passed on. No lane of the first is negative.
+        let (high, low) = unsafe { (self.signed.greatest_bits(), self.unsigned.greatest_bits()) };
+        let finite = high < INFINITY && low & !(1 << 31) < INFINITY;
+        let low = if low > 1 << 31 { low } else { 0 };
+        finite.then(|| (f32::from_bits(low), f32::from_bits(high)))
+    }
+}
+
 /// A number that vectors of f32 are loaded from and stored to.
 pub(crate) trait Element: Number {
     /// How these numbers are multiplied.
@@ -88,11 +135,9 @@ pub(crate) trait Element: Number {
     /// The CPU has the instruction set of `L`; `to` has `lanes <= WIDTH` elements.
     unsafe fn write<L: Lanes>(value: L, to: *mut Self, lanes: usize);
 
-    /// The least and the greatest of a row and 0; `None` when a number is not finite.
-    ///
     /// # Safety
     /// The CPU has the instruction set of `L`.
-    unsafe fn extremes<L: Lanes>(row: &[Self]) -> Option<(f32, f32)>;
+    unsafe fn extremes<L: Lanes>(row: &[Self]) -> Range;
 }
 
 impl Element for f32 {
@@ -121,27 +166,16 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn extremes<L: Lanes>(row: &[f32]) -> Option<(f32, f32)> {
+    unsafe fn extremes<L: Lanes>(row: &[f32]) -> Range {
         // SAFETY: lanes at..at+lanes are inside the row; missing lanes are 0, which takes part.
         unsafe {
-            let zero = L::splat(0.0);
-            let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], [zero; 2]);
-            let mut at = 0;
+            let (mut extremes, mut at) = (Extremes::<L>::new(), 0);
             while at < row.len() {
-                // Two chains that do not wait for each other.
-                for chain in 0..2 {
-                    let lanes = L::WIDTH.min(row.len() - at);
-                    let values: L = f32::read(row.as_ptr().add(at), lanes);
-                    low[chain] = low[chain].min(values);
-                    high[chain] = high[chain].max(values);
-                    // What min and max may pass over shows here: NaN and infinity stay in a sum.
-                    total[chain] = total[chain].add(values);
-                    at += lanes;
-                }
+                let lanes = L::WIDTH.min(row.len() - at);
+                extremes.see(f32::read(row.as_ptr().add(at), lanes));
+                at += lanes;
             }
-            let finite = total[0].add(total[1]).sum().is_finite();
-            let low = -zero.sub(low[0].min(low[1])).greatest();
-            finite.then(|| (low, high[0].max(high[1]).greatest()))
+            extremes.get()
         }
     }
 }
@@ -161,11 +195,9 @@ impl Element for Bf16 {
         unsafe { value.store_bf16(to, lanes) }
     }
 
-    /// By the bits: read as a signed number, the greatest is the greatest positive one; as an
-    /// unsigned one, it is the negative one of the greatest size. Infinities and NaN stand beyond
-    /// all numbers. The compiler makes vectors of it.
+    /// By the bits, as [`Extremes`]; the compiler makes vectors of it.
     #[inline(always)]
-    unsafe fn extremes<L: Lanes>(row: &[Bf16]) -> Option<(f32, f32)> {
+    unsafe fn extremes<L: Lanes>(row: &[Bf16]) -> Range {
         const INFINITY: u16 = 0x7f80;
         let (mut signed, mut unsigned) = (0i16, 0u16);
         for value in row {

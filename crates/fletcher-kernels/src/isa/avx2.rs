@@ -214,6 +214,24 @@ impl<const DOT: bool> Lanes for Avx2<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn max_signed(self, other: Self) -> Self {
+        unsafe { Self::from_ints(_mm256_max_epi32(self.ints(), other.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn max_unsigned(self, other: Self) -> Self {
+        unsafe { Self::from_ints(_mm256_max_epu32(self.ints(), other.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn greatest_bits(self) -> u32 {
+        unsafe {
+            let ints = self.ints();
+            let four =
+                _mm_max_epu32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256::<1>(ints));
+            let two = _mm_max_epu32(four, _mm_unpackhi_epi64(four, four));
+            _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32::<1>(two))) as u32
+        }
+    }
+    #[inline(always)]
     unsafe fn low_half(self) -> Self {
         unsafe { Self::from_ints(_mm256_slli_epi32::<16>(self.ints())) }
     }

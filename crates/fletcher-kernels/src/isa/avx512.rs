@@ -200,7 +200,19 @@ impl<const BF16: bool, const VNNI: bool> Lanes for Avx512<BF16, VNNI> {
                 16 => _mm256_loadu_si256(from.cast()),
                 _ => _mm256_maskz_loadu_epi16(mask(lanes), from.cast()),
             };
-            Self::from_ints(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+            // One shuffle, where widening takes one and a shift.
+            const PLACES: [u16; 32] = {
+                let mut places = [0; 32];
+                let mut lane = 0;
+                while lane < 16 {
+                    places[2 * lane + 1] = lane as u16;
+                    lane += 1;
+                }
+                places
+            };
+            let places = _mm512_loadu_si512(PLACES.as_ptr().cast());
+            let halves = _mm512_castsi256_si512(halves);
+            Self::from_ints(_mm512_maskz_permutexvar_epi16(0xaaaa_aaaa, places, halves))
         }
     }
     #[inline(always)]
@@ -245,6 +257,18 @@ impl<const BF16: bool, const VNNI: bool> Lanes for Avx512<BF16, VNNI> {
     #[inline(always)]
     unsafe fn times_power_of_two(self, power: Self) -> Self {
         unsafe { Self(_mm512_scalef_ps(self.0, power.0)) }
+    }
+    #[inline(always)]
+    unsafe fn max_signed(self, other: Self) -> Self {
+        unsafe { Self::from_ints(_mm512_max_epi32(self.ints(), other.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn max_unsigned(self, other: Self) -> Self {
+        unsafe { Self::from_ints(_mm512_max_epu32(self.ints(), other.ints())) }
+    }
+    #[inline(always)]
+    unsafe fn greatest_bits(self) -> u32 {
+        unsafe { _mm512_reduce_max_epu32(self.ints()) }
     }
     #[inline(always)]
     unsafe fn low_half(self) -> Self {

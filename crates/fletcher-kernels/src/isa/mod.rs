@@ -188,6 +188,13 @@ pub(crate) trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
     /// The greatest lane.
     unsafe fn greatest(self) -> f32;
+    /// The greater bits in each lane, as a signed number: of floats and 0, the greatest.
+    unsafe fn max_signed(self, other: Self) -> Self;
+    /// The greater bits in each lane, as an unsigned number: of floats among which are negative
+    /// ones, the least.
+    unsafe fn max_unsigned(self, other: Self) -> Self;
+    /// The greatest lane's bits, as an unsigned number.
+    unsafe fn greatest_bits(self) -> u32;
     /// Each lane's low half, a bfloat16, as f32.
     unsafe fn low_half(self) -> Self;
     /// Each lane's high half, a bfloat16, as f32.

@@ -176,6 +176,21 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn max_signed(self, other: Self) -> Self {
+        unsafe {
+            let [a, b] = [self, other].map(|x| vreinterpretq_s32_u32(x.bits()));
+            Self::from_bits(vreinterpretq_u32_s32(vmaxq_s32(a, b)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_unsigned(self, other: Self) -> Self {
+        unsafe { Self::from_bits(vmaxq_u32(self.bits(), other.bits())) }
+    }
+    #[inline(always)]
+    unsafe fn greatest_bits(self) -> u32 {
+        unsafe { vmaxvq_u32(self.bits()) }
+    }
+    #[inline(always)]
     unsafe fn low_half(self) -> Self {
         unsafe { Self::from_bits(vshlq_n_u32::<16>(self.bits())) }
     }

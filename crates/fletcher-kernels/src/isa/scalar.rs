@@ -140,6 +140,19 @@ impl Lanes for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn max_signed(self, other: Self) -> Self {
+        let max = |a: f32, b: f32| (a.to_bits() as i32).max(b.to_bits() as i32) as u32;
+        self.zip(other, |a, b| f32::from_bits(max(a, b)))
+    }
+    #[inline(always)]
+    unsafe fn max_unsigned(self, other: Self) -> Self {
+        self.zip(other, |a, b| f32::from_bits(a.to_bits().max(b.to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn greatest_bits(self) -> u32 {
+        self.0.into_iter().fold(0, |greatest, value| greatest.max(value.to_bits()))
+    }
+    #[inline(always)]
     unsafe fn low_half(self) -> Self {
         self.map_bits(|bits| bits << 16)
     }

@@ -9,8 +9,10 @@
 //! Mixed are the columns that are `columns / order` apart, so that vectors of neighbouring columns
 //! are mixed by additions alone, in one order on every instruction set.
 
+use std::hint::black_box;
+
 use crate::isa::Lanes;
-use crate::number::Element;
+use crate::number::{Element, Extremes, Range};
 
 /// Most columns of a row that is mixed: more would not fit the first-level cache.
 pub(crate) const COLUMNS_MAX: usize = 8192;
@@ -49,11 +51,8 @@ pub(crate) fn mix_weight(row: &mut [f32]) {
     row.iter_mut().for_each(|value| *value *= scale);
 }
 
-/// The least and the greatest of a mixed row and 0; `None` when a number was not finite, or too
+/// Mixes a row of `columns` inputs into `to`, and finds its range: `None` also when a number was too
 /// large to be mixed.
-pub(crate) type Range = Option<(f32, f32)>;
-
-/// Mixes a row of `columns` inputs into `to`, and finds its range.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; both rows have `columns` elements, and `ORDER` is
@@ -67,45 +66,43 @@ pub(crate) unsafe fn mix_row<L: Lanes, E: Element, const ORDER: usize>(
     let apart = columns / ORDER;
     // SAFETY: at + WIDTH <= apart, which an order sees to, and ORDER times that many columns exist.
     unsafe {
-        let zero = L::splat(0.0);
-        let (mut low, mut high, mut total) = ([zero; 2], [zero; 2], zero);
+        let mut extremes = Extremes::<L>::new();
+        // Behind the compiler's back: it would make subtractions of the multiplications.
+        let minus = L::splat(black_box(-1.0));
         let mut next = 0;
         while next < apart {
             // The last vector ends with the columns: it does again what the one before did.
             let at = next.min(apart - L::WIDTH);
-            let mut values = [zero; ORDER];
+            let mut values = [L::splat(0.0); ORDER];
             for (i, value) in values.iter_mut().enumerate() {
                 *value = E::read(from.add(i * apart + at), L::WIDTH);
             }
-            butterflies::<L, ORDER, 1>(&mut values);
-            butterflies::<L, ORDER, 2>(&mut values);
-            butterflies::<L, ORDER, 4>(&mut values);
+            butterflies::<L, ORDER, 1>(&mut values, minus);
+            butterflies::<L, ORDER, 2>(&mut values, minus);
+            butterflies::<L, ORDER, 4>(&mut values, minus);
             if ORDER == 16 {
-                butterflies::<L, ORDER, 8>(&mut values);
+                butterflies::<L, ORDER, 8>(&mut values, minus);
             }
-            // The plain sum of the mixed columns, so NaN and infinity stay in it, while min and max
-            // may pass over them.
-            total = total.add(values[0]);
             for (i, &value) in values.iter().enumerate() {
-                low[i % 2] = low[i % 2].min(value);
-                high[i % 2] = high[i % 2].max(value);
+                extremes.see(value);
                 f32::write(value, to.add(i * apart + at), L::WIDTH);
             }
             next += L::WIDTH;
         }
-        let low = -zero.sub(low[0].min(low[1])).greatest();
-        let high = high[0].max(high[1]).greatest();
-        (total.sum().is_finite() && low.is_finite() && high.is_finite()).then_some((low, high))
+        extremes.get()
     }
 }
 
-/// Sums and differences of columns that are `DISTANCE` places of the order apart.
+/// Sums and differences of columns that are `DISTANCE` places of the order apart. Differences are
+/// made by multiplying with `minus`, -1, so that the units that add do half of the work and those
+/// that multiply the other; the results are the same.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`.
 #[inline(always)]
 unsafe fn butterflies<L: Lanes, const ORDER: usize, const DISTANCE: usize>(
     values: &mut [L; ORDER],
+    minus: L,
 ) {
     for pair in 0..ORDER / 2 {
         let low = pair / DISTANCE * 2 * DISTANCE + pair % DISTANCE;
@@ -113,7 +110,7 @@ unsafe fn butterflies<L: Lanes, const ORDER: usize, const DISTANCE: usize>(
         // SAFETY: the caller's guarantee is passed on.
         unsafe {
             values[low] = a.add(b);
-            values[low + DISTANCE] = a.sub(b);
+            values[low + DISTANCE] = b.fma(minus, a);
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use crate::isa::Lanes;
-use crate::number::{Bf16, Element, RowScale};
+use crate::number::{Bf16, Element, Range, RowScale};
 use crate::ops::gemm::check_rows;
 use crate::ops::mix;
 
@@ -170,7 +170,7 @@ unsafe fn round<L: Lanes, E: Element>(x: *const E, columns: usize, scale: RowSca
 }
 
 /// The step and zero of a row with such a range.
-fn scale(range: mix::Range) -> RowScale {
+fn scale(range: Range) -> RowScale {
     let Some((low, high)) = range else {
         return RowScale { scale: f32::NAN, zero: 0.0 };
     };
