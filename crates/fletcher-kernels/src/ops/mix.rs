@@ -51,8 +51,8 @@ pub(crate) fn mix_weight(row: &mut [f32]) {
     row.iter_mut().for_each(|value| *value *= scale);
 }
 
-/// Mixes a row of `columns` inputs into `to`, and finds its range: `None` also when a number was too
-/// large to be mixed.
+/// Mixes a row of `columns` inputs into `to`, and finds its range: `None` also when a number was
+/// too large to be mixed.
 ///
 /// # Safety
 /// The CPU has the instruction set of `L`; both rows have `columns` elements, and `ORDER` is

@@ -321,7 +321,7 @@ impl<P: Product, B: Beside> MultiplyBeside<'_, P, B> {
         let (tile, beside) = (self.tile, self.beside);
         let pieces = beside.pieces();
         let both = pieces.min(tile.k);
-        // SAFETY: i < k keeps every step inside the operands; pieces are counted up to their number.
+        // SAFETY: i < k keeps every step inside the operands; pieces are counted to their number.
         unsafe {
             let mut sums = [[L::splat(0.0); TILE_VECTORS]; ROWS];
             let (mut a, mut b) = (tile.a, tile.b);
