@@ -257,6 +257,9 @@ impl<E: Element, F: Function, P: Product> Kernel for Gate<'_, E, F, P> {
     }
 }
 
+/// Bytes of a panel that the common first-level caches hold.
+const PANEL_BYTES_MAX: usize = 32 << 10;
+
 /// GELU of the sums before the present ones: its vectors are finished between the steps of the next
 /// tile's product. Its multiplications are a tenth of a product of 384 inputs in bytes, what else
 /// it takes as long again, and waits for results of its own; so none of that is seen.
@@ -270,7 +273,8 @@ impl<E: Element, P: Product> Waiting<E, P> {
     }
 
     /// Whether a product is one whose epilogue can wait: whole panels of outputs as they are stored
-    /// in this format, and enough rows.
+    /// in this format, enough rows, and panels that stay in the first-level cache, since those that
+    /// do not are read again for each tile, of which there are more.
     #[inline(always)]
     pub(super) fn suits<L: Lanes>(g: &Gemm<'_>) -> bool {
         let stored = (P::FORMAT == Format::F32) == (E::FORMAT == Format::F32);
@@ -279,6 +283,7 @@ impl<E: Element, P: Product> Waiting<E, P> {
             && g.epilogue == Epilogue::Activate(Activation::GeluErf)
             && g.linear.outputs().is_multiple_of(TILE_VECTORS * L::WIDTH)
             && g.rows >= BESIDE_ROWS_MIN
+            && g.linear.words() * TILE_VECTORS * size_of::<L>() <= PANEL_BYTES_MAX
     }
 
     /// Multiplies, finishes the sums that wait meanwhile, and lets the new ones wait.
