@@ -2,6 +2,8 @@
 
 use arrow::record_batch::RecordBatch;
 
+use crate::texts::{Objects, Texts};
+
 /// How much one [`Chunk`] may hold; a chunk ends at whichever limit it meets first.
 ///
 /// A chunk holds at least one row, so its size is at most `bytes` plus one row, and a row is at
@@ -40,7 +42,7 @@ pub struct Chunk {
     /// Number of the first row, from 0 over the whole source.
     pub first_row: u64,
     /// Per row the text, or why there is none. Never `Err` with [`OnError::Fail`].
-    pub texts: Vec<Result<String, RowError>>,
+    pub texts: Texts,
     /// All that the source holds for the same rows, for the sink to write back untouched.
     pub payload: Payload,
 }
@@ -62,9 +64,8 @@ impl Chunk {
 pub enum Payload {
     /// Bare texts: there is no other column.
     Texts,
-    /// Per row the JSON object exactly as it was written (`None`: the line is not an object), and
-    /// the number of its line, from 1.
-    Objects(Vec<(u64, Option<String>)>),
+    /// Per row the JSON object exactly as it was written.
+    Objects(Objects),
     /// A record batch with one row per text, the text column included.
     Columns(RecordBatch),
 }
@@ -159,14 +160,14 @@ pub enum RowProblem {
     },
 }
 
-/// The vectors of one chunk, borrowed from whoever computed them.
-#[derive(Debug, Clone, Copy)]
-pub struct VectorsView<'a> {
+/// The vectors of one chunk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vectors {
     /// Numbers in one vector; the same for every chunk of a run.
     pub dim: usize,
     /// Row-major `[rows × dim]`. A row with an error has its `dim` places too; they are ignored.
-    pub values: &'a [f32],
+    pub values: Vec<f32>,
     /// Per row why there is no vector; empty when every row that has a text has a vector. A row
     /// whose text is an error in the chunk counts as an error whatever stands here.
-    pub errors: &'a [Option<String>],
+    pub errors: Vec<Option<String>>,
 }

@@ -19,9 +19,11 @@ mod guard;
 mod reference;
 mod sink;
 mod source;
+mod texts;
+mod threads;
 
 pub use chunk::{
-    Chunk, ChunkLimits, OnError, Payload, RowError, RowLocation, RowProblem, VectorsView,
+    Chunk, ChunkLimits, OnError, Payload, RowError, RowLocation, RowProblem, Vectors,
 };
 pub use error::{SinkError, SourceError};
 pub use format::{SinkFormat, SourceFormat, UnknownFormat};
@@ -29,3 +31,4 @@ pub use guard::is_panic_expected;
 pub use reference::{ReferenceRow, read_reference};
 pub use sink::{Sink, SinkOptions, SinkTarget, create_sink};
 pub use source::{Source, SourceInput, SourceOptions, SourceSchema, open_source};
+pub use texts::{Objects, Texts};

@@ -39,6 +39,7 @@ pub fn read_reference(
         text_column: "text".to_owned(),
         on_error: OnError::Fail,
         limits: ChunkLimits::default(),
+        threads: 0,
     })?;
     let mut rows: Vec<ReferenceRow> = Vec::new();
     while let Some(chunk) = source.next_chunk()? {
@@ -53,8 +54,8 @@ pub fn read_reference(
             rows.push(ReferenceRow { text: String::new(), vector });
         }
         let first = rows.len() - chunk.len();
-        for (row, text) in rows[first..].iter_mut().zip(chunk.texts.into_iter().flatten()) {
-            row.text = text;
+        for (row, text) in rows[first..].iter_mut().zip(chunk.texts.iter().flatten()) {
+            row.text = text.to_owned();
         }
     }
     Ok(rows)
@@ -68,7 +69,7 @@ fn vectors(chunk: &Chunk) -> Vec<Result<Vec<f32>, String>> {
             vec![Err(message.to_owned()); chunk.len()]
         }
         Payload::Objects(objects) => {
-            objects.iter().map(|(_, object)| json_vector(object.as_deref())).collect()
+            objects.iter().map(json_vector).collect()
         }
         Payload::Columns(batch) => match batch_vectors(batch) {
             Ok(vectors) => vectors,

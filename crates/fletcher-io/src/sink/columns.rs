@@ -1,7 +1,9 @@
 //! Rows as record batches with a vector column: what Arrow and Parquet share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, StringArray};
 use arrow::buffer::NullBuffer;
@@ -10,10 +12,10 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::chunk::{Chunk, OnError, Payload, VectorsView};
+use crate::chunk::{Chunk, OnError, Payload, Vectors};
 use crate::error::SinkError;
 use crate::format::SinkFormat;
-use crate::sink::objects::Objects;
+use crate::sink::objects::ObjectColumns;
 use crate::sink::output::Output;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN, arrow as ipc, parquet};
 use crate::source::SourceSchema;
@@ -26,11 +28,15 @@ pub(super) trait BatchWriter: Send {
 }
 
 /// A sink of record batches. The writer is made with the first rows, since JSON objects show
-/// their columns only then.
+/// their columns only then; threads make later rows' batches while it writes those before.
 pub(super) struct Columnar {
     format: SinkFormat,
-    columns: Columns,
+    columns: Arc<Columns>,
     state: State,
+    /// Batches in the making, in order.
+    making: VecDeque<JoinHandle<Result<RecordBatch, SinkError>>>,
+    /// Most of them at the same time; 1 has no thread made.
+    threads: usize,
 }
 
 enum State {
@@ -43,7 +49,24 @@ enum State {
 
 impl Columnar {
     pub(super) fn new(format: SinkFormat, output: Output, columns: Columns) -> Self {
-        Self { format, columns, state: State::Waiting(output) }
+        // Who reads along should see rows as soon as they are there.
+        let threads = if output.is_stream() { 1 } else { columns.context.threads };
+        let (columns, state) = (Arc::new(columns), State::Waiting(output));
+        Self { format, columns, state, making: VecDeque::new(), threads }
+    }
+
+    fn append(&mut self, batch: Result<RecordBatch, SinkError>) -> Result<(), SinkError> {
+        let batch = batch.inspect_err(|_| self.state = State::Failed)?;
+        let mut writer = self.take_writer(batch.schema_ref())?;
+        writer.write(&batch)?;
+        self.state = State::Writing(writer);
+        Ok(())
+    }
+
+    /// Writes the oldest of the batches in the making.
+    fn append_oldest(&mut self) -> Result<(), SinkError> {
+        let Some(thread) = self.making.pop_front() else { return Ok(()) };
+        self.append(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// Takes the writer out, making it if need be; the state is `Failed` until it is put back.
@@ -52,7 +75,8 @@ impl Columnar {
             State::Writing(writer) => Ok(writer),
             State::Waiting(output) => match self.format {
                 SinkFormat::Parquet => {
-                    parquet::open(output, schema, &self.columns.context.vector_column)
+                    let SinkContext { vector_column, threads, .. } = &self.columns.context;
+                    parquet::open(output, schema, vector_column, *threads)
                         .map(|writer| -> Box<dyn BatchWriter> { writer })
                 }
                 SinkFormat::ArrowStream => ipc::open_stream(output, schema),
@@ -67,15 +91,29 @@ impl Columnar {
 }
 
 impl Sink for Columnar {
-    fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError> {
-        let batch = self.columns.batch(chunk, vectors)?;
-        let mut writer = self.take_writer(batch.schema_ref())?;
-        writer.write(&batch)?;
-        self.state = State::Writing(writer);
+    fn write(&mut self, chunk: Chunk, vectors: Vectors) -> Result<(), SinkError> {
+        self.columns.context.check_shape(&chunk, &vectors)?;
+        let first = matches!(self.state, State::Waiting(_));
+        // Nothing is in the making yet, so this is the only owner.
+        if let (true, Some(columns)) = (first, Arc::get_mut(&mut self.columns)) {
+            columns.learn(&chunk)?;
+        }
+        if first || self.threads == 1 {
+            return self.append(self.columns.batch(chunk, vectors));
+        }
+        if self.making.len() >= self.threads {
+            self.append_oldest()?;
+        }
+        let columns = self.columns.clone();
+        let thread = thread::Builder::new().spawn(move || columns.batch(chunk, vectors));
+        self.making.push_back(thread.map_err(|e| self.columns.context.io(e))?);
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), SinkError> {
+        while !self.making.is_empty() {
+            self.append_oldest()?;
+        }
         let schema = self.columns.output_schema();
         self.take_writer(&schema)?.finish()
     }
@@ -91,7 +129,7 @@ pub(super) struct Columns {
 /// How the input's columns are come by.
 enum Input {
     Texts,
-    Objects(Objects),
+    Objects(ObjectColumns),
     Columns {
         schema: SchemaRef,
         /// The columns whose dictionaries must be replaced by their values, and by which type.
@@ -108,7 +146,7 @@ impl Columns {
     ) -> Self {
         let input = match source {
             SourceSchema::Texts => Input::Texts,
-            SourceSchema::Objects { text_column } => Input::Objects(Objects::new(text_column)),
+            SourceSchema::Objects { text_column } => Input::Objects(ObjectColumns::new(text_column)),
             SourceSchema::Columns { schema, one_dictionary } => {
                 let keep = match format {
                     // An Arrow IPC file holds one dictionary a column; other formats, one a batch.
@@ -128,13 +166,25 @@ impl Columns {
         Self { input, context, metadata }
     }
 
+    /// Takes from the first rows what they alone show.
+    fn learn(&mut self, chunk: &Chunk) -> Result<(), SinkError> {
+        if let (Input::Objects(objects), Payload::Objects(rows)) = (&mut self.input, &chunk.payload)
+        {
+            let reserved: Vec<&str> = self.context.added_columns().collect();
+            if let Some((name, row)) = objects.find_clash(rows, &reserved, chunk.first_row) {
+                return Err(self.context.clash(&name, Some(row)));
+            }
+            objects.learn(rows);
+        }
+        Ok(())
+    }
+
     /// One chunk's rows: the input's columns, the vectors, and the errors where they are skipped.
-    fn batch(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<RecordBatch, SinkError> {
-        let mut errors = self.context.row_errors(chunk, vectors)?;
-        for (text, error) in chunk.texts.iter().zip(&mut errors) {
+    fn batch(&self, chunk: Chunk, vectors: Vectors) -> Result<RecordBatch, SinkError> {
+        let mut errors = self.context.row_errors(&chunk, &vectors)?;
+        for (row, error) in chunk.texts.errors() {
             // These formats have no column for a row that is none; its error must show it.
-            let raw = text.as_ref().err().and_then(|row| row.raw.as_deref());
-            if let (Some(error), Some(raw)) = (error, raw) {
+            if let (Some(error), Some(raw)) = (&mut errors[*row], &error.raw) {
                 *error = format!("{error}; it reads: {}", excerpt(raw));
             }
         }
@@ -142,13 +192,9 @@ impl Columns {
             file: self.context.file.clone(),
             message: e.to_string(),
         };
-        let mut columns = match (&mut self.input, &chunk.payload) {
-            (Input::Texts, _) => text_columns(chunk),
+        let mut columns = match (&self.input, &chunk.payload) {
+            (Input::Texts, _) => text_columns(&chunk),
             (Input::Objects(objects), Payload::Objects(rows)) => {
-                let reserved: Vec<&str> = self.context.added_columns().collect();
-                if let Some((name, row)) = objects.find_clash(rows, &reserved, chunk.first_row) {
-                    return Err(self.context.clash(&name, Some(row)));
-                }
                 objects.columns(rows, self.context.on_error, &mut errors)?
             }
             (Input::Columns { plain, .. }, Payload::Columns(batch)) => {
@@ -218,9 +264,9 @@ fn dim_i32(dim: usize) -> i32 {
 /// The vectors, null where a row has an error.
 fn vector_column(
     errors: &[Option<String>],
-    vectors: VectorsView<'_>,
+    vectors: Vectors,
 ) -> Result<ArrayRef, ArrowError> {
-    let mut values = vectors.values.to_vec();
+    let mut values = vectors.values;
     for (index, _) in errors.iter().enumerate().filter(|(_, error)| error.is_some()) {
         values[index * vectors.dim..(index + 1) * vectors.dim].fill(0.0);
     }
@@ -234,7 +280,7 @@ fn vector_column(
 /// The two columns of bare texts.
 fn text_columns(chunk: &Chunk) -> Vec<ArrayRef> {
     let ids = (0..chunk.len() as u64).map(|row| (chunk.first_row + row).cast_signed());
-    let texts = chunk.texts.iter().map(|text| text.as_ref().ok());
+    let texts = chunk.texts.iter().map(Result::ok);
     vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(StringArray::from_iter(texts))]
 }
 

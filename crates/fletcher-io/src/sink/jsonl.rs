@@ -10,11 +10,10 @@ use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
 use arrow::record_batch::RecordBatch;
 
-use crate::chunk::{Chunk, Payload, RowError, VectorsView};
+use crate::chunk::{Chunk, Payload, RowError, Vectors};
 use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::output::Output;
-use crate::sink::threads::helpers;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN};
 
 /// Name of the key that keeps a row which is no object of its own.
@@ -26,8 +25,6 @@ const ROWS_PER_THREAD: usize = 512;
 pub(super) struct Jsonl {
     output: Output,
     context: SinkContext,
-    /// Threads that make lines at the same time.
-    threads: usize,
 }
 
 /// What a line gets beside its own columns.
@@ -39,7 +36,7 @@ struct Added<'a> {
 
 impl Jsonl {
     pub(super) fn new(output: Output, context: SinkContext) -> Self {
-        Self { output, context, threads: helpers() }
+        Self { output, context }
     }
 
     /// Appends an object with the vector and the error added. `open` is the object without its
@@ -80,7 +77,7 @@ impl Jsonl {
         for index in range {
             let row = chunk.first_row + index as u64;
             let start = index * self.context.dim;
-            let raw = chunk.texts[index].as_ref().err().and_then(|error| error.raw.as_deref());
+            let raw = chunk.texts.get(index).err().and_then(|error| error.raw.as_deref());
             let added = Added {
                 vector: &vectors.values[start..start + self.context.dim],
                 error: errors[index].as_deref(),
@@ -89,10 +86,10 @@ impl Jsonl {
             let own;
             let object: &[u8] = match &chunk.payload {
                 Payload::Texts => {
-                    own = numbered(row, &chunk.texts[index]).map_err(|e| self.context.io(e))?;
+                    own = numbered(row, chunk.texts.get(index)).map_err(|e| self.context.io(e))?;
                     &own
                 }
-                Payload::Objects(objects) => match &objects[index].1 {
+                Payload::Objects(objects) => match objects.get(index) {
                     Some(object) => {
                         self.check_keys(object, row + 1)?;
                         object.trim_ascii().as_bytes()
@@ -128,7 +125,7 @@ type Keys = std::collections::HashMap<String, serde::de::IgnoredAny>;
 /// A chunk on its way to lines.
 struct Rows<'a> {
     chunk: &'a Chunk,
-    vectors: VectorsView<'a>,
+    vectors: &'a Vectors,
     errors: Vec<Option<String>>,
     /// Each row of the input's columns as an object; empty if the input has none.
     columns: Vec<&'a [u8]>,
@@ -137,7 +134,8 @@ struct Rows<'a> {
 }
 
 impl Sink for Jsonl {
-    fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError> {
+    fn write(&mut self, chunk: Chunk, vectors: Vectors) -> Result<(), SinkError> {
+        let (chunk, vectors) = (&chunk, &vectors);
         let errors = self.context.row_errors(chunk, vectors)?;
         let columns = match &chunk.payload {
             Payload::Columns(batch) => self.batch_lines(batch)?,
@@ -147,7 +145,7 @@ impl Sink for Jsonl {
         let raw_is_free = self.context.vector_column != RAW_COLUMN && !has_raw(&chunk.payload);
         let columns = columns.split(|byte| *byte == b'\n').collect();
         let rows = Rows { chunk, vectors, errors, columns, raw_is_free };
-        let threads = self.threads.min(chunk.len() / ROWS_PER_THREAD).max(1);
+        let threads = self.context.threads.min(chunk.len() / ROWS_PER_THREAD).max(1);
         let part = chunk.len().div_ceil(threads);
         let parts = (0..threads).map(|n| n * part..((n + 1) * part).min(chunk.len()));
         let (sink, rows) = (&*self, &rows);
@@ -199,10 +197,10 @@ fn has_raw(payload: &Payload) -> bool {
 }
 
 /// A bare text as an object.
-fn numbered(row: u64, text: &Result<String, RowError>) -> io::Result<Vec<u8>> {
+fn numbered(row: u64, text: Result<&str, &RowError>) -> io::Result<Vec<u8>> {
     let mut object = Vec::new();
     write!(object, "{{\"{ID_COLUMN}\":{row},\"{TEXT_COLUMN}\":")?;
-    serde_json::to_writer(&mut object, &text.as_ref().ok())?;
+    serde_json::to_writer(&mut object, &text.ok())?;
     object.push(b'}');
     Ok(object)
 }
@@ -212,15 +210,18 @@ mod tests {
     use super::*;
     use crate::chunk::OnError;
     use crate::sink::SinkTarget;
+    use crate::texts::ObjectsBuilder;
 
     #[test]
     fn lines_are_the_same_and_in_order_by_any_number_of_threads() {
         let folder = tempfile::tempdir().unwrap();
         let rows = 5 * ROWS_PER_THREAD + 3;
-        let text = |row: usize| Ok(format!("{{\"text\":\"{row}\"}}"));
-        let objects = (0..rows).map(|row| (row as u64 + 1, text(row).ok()));
-        let payload = Payload::Objects(objects.collect());
-        let chunk = Chunk { first_row: 0, texts: (0..rows).map(text).collect(), payload };
+        let objects: Vec<_> = (0..rows).map(|row| format!("{{\"text\":\"{row}\"}}")).collect();
+        let mut payload = ObjectsBuilder::default();
+        objects.iter().zip(1..).for_each(|(object, line)| payload.push(line, Some(object)));
+        let payload = Payload::Objects(payload.finish());
+        let texts = objects.iter().map(|object| Ok(object.as_str())).collect();
+        let chunk = Chunk { first_row: 0, texts, payload };
         let values: Vec<f32> = (0..rows).map(|row| row as f32).collect();
         let lines = [1, 2, 5, 8].map(|threads| {
             let path = folder.path().join(format!("{threads}.jsonl"));
@@ -230,9 +231,11 @@ mod tests {
                 dim: 1,
                 vector_column: "embedding".to_owned(),
                 on_error: OnError::Fail,
+                threads,
             };
-            let mut sink = Box::new(Jsonl { output, context, threads });
-            sink.write(&chunk, VectorsView { dim: 1, values: &values, errors: &[] }).unwrap();
+            let mut sink = Box::new(Jsonl { output, context });
+            let vectors = Vectors { dim: 1, values: values.clone(), errors: Vec::new() };
+            sink.write(chunk.clone(), vectors).unwrap();
             sink.finish().unwrap();
             std::fs::read_to_string(path).unwrap()
         });

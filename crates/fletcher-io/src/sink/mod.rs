@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::chunk::{Chunk, OnError, VectorsView};
+use crate::chunk::{Chunk, OnError, Vectors};
 use crate::error::SinkError;
 use crate::format::SinkFormat;
 use crate::source::SourceSchema;
+use crate::threads;
 
 mod arrow;
 mod columns;
@@ -15,19 +16,19 @@ mod npy;
 mod objects;
 mod output;
 mod parquet;
-mod threads;
 
 /// Takes rows with their vectors, in order, and writes them.
 ///
 /// Dropping a sink before [`Sink::finish`] leaves nothing at the output path and removes the
 /// temporary file; that is how a run is abandoned.
 pub trait Sink: Send {
-    /// Writes the rows of one chunk, which must follow those of the last.
+    /// Writes the rows of one chunk, which must follow those of the last. Threads may still be at
+    /// work on them when this returns, so an error may be that of an earlier chunk.
     ///
     /// # Errors
     /// [`SinkError::ClosedPipe`] when standard output is closed; a failing write; a row without a
     /// vector with [`OnError::Fail`]; rows that do not fit the output's columns.
-    fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError>;
+    fn write(&mut self, chunk: Chunk, vectors: Vectors) -> Result<(), SinkError>;
 
     /// Completes the output: only now does a file appear at the output path, synced to disk.
     ///
@@ -63,6 +64,9 @@ pub struct SinkOptions {
     pub metadata: BTreeMap<String, String>,
     /// The input's path, so that it is not overwritten.
     pub input: Option<PathBuf>,
+    /// Threads that make lines, record batches or row groups, each of them, at the same time; 1 has
+    /// the caller make them, and 0 lets the machine decide: a quarter of its cores, four at most.
+    pub threads: usize,
 }
 
 /// What every sink keeps of its options.
@@ -73,6 +77,7 @@ struct SinkContext {
     dim: usize,
     vector_column: String,
     on_error: OnError,
+    threads: usize,
 }
 
 /// Name of the column that says why a row has no vector.
@@ -93,7 +98,7 @@ pub fn create_sink(
     options: SinkOptions,
     source: &SourceSchema,
 ) -> Result<Box<dyn Sink>, SinkError> {
-    let SinkOptions { target, format, dim, vector_column, on_error, metadata, input } = options;
+    let SinkOptions { target, format, dim, vector_column, on_error, metadata, input, .. } = options;
     let file = match &target {
         SinkTarget::Path(path) => path.display().to_string(),
         SinkTarget::Stdout => "standard output".to_owned(),
@@ -108,7 +113,8 @@ pub fn create_sink(
     };
     let default_column = if format == SinkFormat::Jsonl { "embedding" } else { "vector" };
     let vector_column = vector_column.unwrap_or_else(|| default_column.to_owned());
-    let context = SinkContext { file, dim, vector_column, on_error };
+    let threads = threads::resolve(options.threads);
+    let context = SinkContext { file, dim, vector_column, on_error, threads };
     if format == SinkFormat::Npy {
         if on_error == OnError::Skip {
             return Err(SinkError::NpyCannotSkip);
@@ -165,6 +171,17 @@ impl SinkContext {
         output::io_error(&self.file, error)
     }
 
+    /// Checks that rows and vectors match.
+    fn check_shape(&self, chunk: &Chunk, vectors: &Vectors) -> Result<(), SinkError> {
+        let rows = chunk.len();
+        let errors_match = vectors.errors.is_empty() || vectors.errors.len() == rows;
+        if vectors.dim != self.dim || vectors.values.len() != rows * self.dim || !errors_match {
+            let (values, errors) = (vectors.values.len(), vectors.errors.len());
+            return Err(SinkError::Shape { rows, dim: self.dim, values, errors });
+        }
+        Ok(())
+    }
+
     /// Checks the shapes, and says per row why there is no vector.
     ///
     /// # Errors
@@ -172,27 +189,20 @@ impl SinkContext {
     fn row_errors(
         &self,
         chunk: &Chunk,
-        vectors: VectorsView<'_>,
+        vectors: &Vectors,
     ) -> Result<Vec<Option<String>>, SinkError> {
-        let rows = chunk.len();
-        let errors_match = vectors.errors.is_empty() || vectors.errors.len() == rows;
-        if vectors.dim != self.dim || vectors.values.len() != rows * self.dim || !errors_match {
-            let (values, errors) = (vectors.values.len(), vectors.errors.len());
-            return Err(SinkError::Shape { rows, dim: self.dim, values, errors });
+        self.check_shape(chunk, vectors)?;
+        let mut errors = match vectors.errors.is_empty() {
+            true => vec![None; chunk.len()],
+            false => vectors.errors.clone(),
+        };
+        for (row, error) in chunk.texts.errors() {
+            errors[*row] = Some(error.to_string());
         }
-        let errors: Vec<_> = chunk
-            .texts
-            .iter()
-            .enumerate()
-            .map(|(index, text)| match text {
-                Err(error) => Some(error.to_string()),
-                Ok(_) => vectors.errors.get(index).cloned().flatten(),
-            })
-            .collect();
-        match errors.iter().zip(chunk.first_row + 1..).find_map(|(e, row)| Some((e.clone()?, row)))
-        {
-            Some((message, row)) if self.on_error == OnError::Fail => {
-                Err(SinkError::RowError { row, message })
+        let first = errors.iter().zip(chunk.first_row + 1..).find(|(error, _)| error.is_some());
+        match first {
+            Some((Some(message), row)) if self.on_error == OnError::Fail => {
+                Err(SinkError::RowError { row, message: message.clone() })
             }
             _ => Ok(errors),
         }

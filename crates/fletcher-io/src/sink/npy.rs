@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 
-use crate::chunk::{Chunk, VectorsView};
+use crate::chunk::{Chunk, Vectors};
 use crate::error::SinkError;
 use crate::sink::output::Output;
 use crate::sink::{Sink, SinkContext};
@@ -58,9 +58,9 @@ impl Npy {
 }
 
 impl Sink for Npy {
-    fn write(&mut self, chunk: &Chunk, vectors: VectorsView<'_>) -> Result<(), SinkError> {
-        self.context.row_errors(chunk, vectors)?;
-        self.write_values(vectors.values).map_err(|e| self.context.io(e))?;
+    fn write(&mut self, chunk: Chunk, vectors: Vectors) -> Result<(), SinkError> {
+        self.context.row_errors(&chunk, &vectors)?;
+        self.write_values(&vectors.values).map_err(|e| self.context.io(e))?;
         self.rows += chunk.len() as u64;
         Ok(())
     }

@@ -22,8 +22,9 @@ use serde_json::{Number, Value};
 
 use crate::chunk::OnError;
 use crate::error::SinkError;
+use crate::texts::Objects;
 
-pub(super) struct Objects {
+pub(super) struct ObjectColumns {
     text_column: String,
     /// The columns; `None` before the first chunk.
     schema: Option<SchemaRef>,
@@ -32,7 +33,7 @@ pub(super) struct Objects {
 /// What a row without an object becomes: null in every column.
 const EMPTY: &str = "{}";
 
-impl Objects {
+impl ObjectColumns {
     pub(super) fn new(text_column: &str) -> Self {
         Self { text_column: text_column.to_owned(), schema: None }
     }
@@ -45,10 +46,15 @@ impl Objects {
         }
     }
 
+    /// Takes the columns from the first rows.
+    pub(super) fn learn(&mut self, rows: &Objects) {
+        self.schema.get_or_insert_with(|| Arc::new(infer(rows, &self.text_column)));
+    }
+
     /// A key of the objects whose name is to be added by the sink, and its row, from 1.
     pub(super) fn find_clash(
         &self,
-        rows: &[(u64, Option<String>)],
+        rows: &Objects,
         reserved: &[&str],
         first_row: u64,
     ) -> Option<(String, u64)> {
@@ -56,9 +62,8 @@ impl Objects {
             // Later objects with such a key do not fit the columns, and say so themselves.
             return None;
         }
-        rows.iter().zip(first_row + 1..).find_map(|((_, object), row)| {
-            let keys: HashMap<String, IgnoredAny> =
-                serde_json::from_str(object.as_deref()?).ok()?;
+        rows.iter().zip(first_row + 1..).find_map(|(object, row)| {
+            let keys: HashMap<String, IgnoredAny> = serde_json::from_str(object?).ok()?;
             let name = reserved.iter().find(|name| keys.contains_key(**name))?;
             Some(((*name).to_owned(), row))
         })
@@ -66,25 +71,27 @@ impl Objects {
 
     /// The rows' columns, one array per field. A row that does not fit gets an entry in `errors`.
     pub(super) fn columns(
-        &mut self,
-        rows: &[(u64, Option<String>)],
+        &self,
+        rows: &Objects,
         on_error: OnError,
         errors: &mut [Option<String>],
     ) -> Result<Vec<ArrayRef>, SinkError> {
-        let schema =
-            self.schema.get_or_insert_with(|| Arc::new(infer(rows, &self.text_column))).clone();
+        let schema = match &self.schema {
+            Some(schema) => schema.clone(),
+            None => Arc::new(infer(rows, &self.text_column)),
+        };
         let objects: Vec<Cow<'_, str>> =
-            rows.iter().map(|(_, object)| object.as_deref().unwrap_or(EMPTY).into()).collect();
+            rows.iter().map(|object| object.unwrap_or(EMPTY).into()).collect();
         if let Ok(batch) = decode(&schema, &objects) {
             return Ok(batch.columns().to_vec());
         }
         // Some row does not fit; one by one they tell which.
         let mut fitting = Vec::with_capacity(objects.len());
-        for ((object, (line, _)), error) in objects.into_iter().zip(rows).zip(errors) {
+        for ((row, object), error) in objects.into_iter().enumerate().zip(errors) {
             match decode(&schema, std::slice::from_ref(&object)) {
                 Ok(_) => fitting.push(object),
                 Err(e) => {
-                    let (line, message) = (*line, message(&e));
+                    let (line, message) = (rows.line(row), message(&e));
                     if on_error == OnError::Fail {
                         return Err(SinkError::Misfit { line, message });
                     }
@@ -96,7 +103,7 @@ impl Objects {
             }
         }
         let batch = decode(&schema, &fitting)
-            .map_err(|e| SinkError::Misfit { line: rows[0].0, message: message(&e) })?;
+            .map_err(|e| SinkError::Misfit { line: rows.line(0), message: message(&e) })?;
         Ok(batch.columns().to_vec())
     }
 }
@@ -168,10 +175,10 @@ impl<'de> serde::Deserialize<'de> for Entries {
 }
 
 /// The columns of some objects. The text column is `Utf8` whatever stands in it.
-fn infer(rows: &[(u64, Option<String>)], text_column: &str) -> Schema {
+fn infer(rows: &Objects, text_column: &str) -> Schema {
     let mut all = DataType::Struct(Fields::empty());
-    for (_, object) in rows {
-        if let Some(Ok(value)) = object.as_deref().map(serde_json::from_str::<Value>) {
+    for object in rows.iter() {
+        if let Some(Ok(value)) = object.map(serde_json::from_str::<Value>) {
             all = unify(all, type_of(&value));
         }
     }

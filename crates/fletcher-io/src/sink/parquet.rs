@@ -23,19 +23,19 @@ use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::columns::BatchWriter;
 use crate::sink::output::{Output, io_error};
-use crate::sink::threads::helpers;
 
 /// Rows in a row group, at most: the custom of Parquet writers.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// Bytes of columns in memory that make a row group. It bounds the writer's memory: a group that
-/// is collected, and for each of [`helpers`] one that is encoded.
+/// is collected, and for each thread one that is encoded.
 const ROW_GROUP_BYTES: usize = 32 << 20;
 
 pub(super) fn open(
     output: Output,
     schema: &SchemaRef,
     vector_column: &str,
+    threads: usize,
 ) -> Result<Box<Writer>, SinkError> {
     let name = output.name().to_owned();
     let opened =
@@ -50,7 +50,7 @@ pub(super) fn open(
         group_bytes: ROW_GROUP_BYTES,
         groups: 0,
         encoding: VecDeque::new(),
-        threads: helpers(),
+        threads,
     }))
 }
 
@@ -256,8 +256,8 @@ mod tests {
         for threads in [1, 3] {
             let path = folder.path().join("out.parquet");
             let output = Output::create(&SinkTarget::Path(path.clone()), None, "out").unwrap();
-            let mut writer = open(output, batches[0].schema_ref(), "vector").unwrap();
-            (writer.threads, writer.group_bytes) = (threads, 300_000);
+            let mut writer = open(output, batches[0].schema_ref(), "vector", threads).unwrap();
+            writer.group_bytes = 300_000;
             for batch in &batches {
                 writer.write(batch).unwrap();
             }

@@ -2,7 +2,7 @@
 
 use arrow::error::ArrowError;
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, ChunkLimits};
 use crate::error::SourceError;
 use crate::guard::guarded;
 use crate::source::bytes::Bytes;
@@ -50,6 +50,10 @@ impl Source for Arrow {
                 None => return Ok(None),
             }
         }
+    }
+
+    fn set_limits(&mut self, limits: ChunkLimits) {
+        self.context.limits = limits;
     }
 
     fn total_bytes(&self) -> Option<u64> {

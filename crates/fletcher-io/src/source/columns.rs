@@ -1,5 +1,7 @@
 //! Record batches as chunks: what Parquet, Arrow and CSV share.
 
+use std::ops::Range;
+
 use arrow::array::{Array, ArrayRef, AsArray, LargeStringArray, StringArray, StringViewArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Schema};
@@ -8,6 +10,7 @@ use arrow::record_batch::RecordBatch;
 use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
 use crate::source::SourceContext;
+use crate::texts::{Strings, Texts};
 
 /// Index of the text column.
 ///
@@ -37,7 +40,8 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-/// Cuts record batches into chunks within the limits. Cutting copies no column but the text.
+/// Cuts record batches into chunks within the limits. Cutting copies no column, but for texts that
+/// a dictionary or views hold.
 pub(super) struct Batches {
     text_index: usize,
     next_row: u64,
@@ -57,6 +61,11 @@ struct Pending {
 impl Batches {
     pub(super) fn new(text_index: usize) -> Self {
         Self { text_index, next_row: 0, pending: None }
+    }
+
+    /// The number of the next row, from 0, where it does not follow the last one's.
+    pub(super) fn set_next_row(&mut self, row: u64) {
+        self.next_row = row;
     }
 
     /// Takes a batch as read from the file, the last one being used up.
@@ -80,29 +89,33 @@ impl Batches {
         context: &SourceContext,
     ) -> Result<Option<Chunk>, SourceError> {
         let Some(pending) = &mut self.pending else { return Ok(None) };
-        let first_row = self.next_row;
-        let mut texts = Vec::new();
-        let mut bytes = 0;
-        while texts.len() < context.limits.rows.max(1)
+        let (first_row, start) = (self.next_row, pending.taken);
+        let mut errors = Vec::new();
+        let (mut rows, mut bytes) = (0, 0);
+        while rows < context.limits.rows.max(1)
             && bytes < context.limits.bytes.max(1)
-            && pending.taken + texts.len() < pending.batch.num_rows()
+            && start + rows < pending.batch.num_rows()
         {
-            let text = pending.texts.get(pending.taken + texts.len());
+            let text = pending.texts.get(start + rows);
             bytes += pending.row_bytes + text.map_or(0, str::len);
-            let text = text.map(str::to_owned).ok_or_else(|| RowError {
-                location: RowLocation::Row(first_row + texts.len() as u64 + 1),
+            let text = text.ok_or_else(|| RowError {
+                location: RowLocation::Row(first_row + rows as u64 + 1),
                 problem: RowProblem::NullText { column: context.text_column.clone() },
                 raw: None,
             });
-            texts.push(context.admit(text)?);
+            if let Err(error) = context.admit(text)? {
+                errors.push((rows, error));
+            }
+            rows += 1;
         }
-        if texts.is_empty() {
+        if rows == 0 {
             self.pending = None;
             return Ok(None);
         }
-        let batch = pending.batch.slice(pending.taken, texts.len());
-        pending.taken += texts.len();
-        self.next_row += texts.len() as u64;
+        let texts = pending.texts.rows(start..start + rows, errors);
+        let batch = pending.batch.slice(start, rows);
+        pending.taken += rows;
+        self.next_row += rows as u64;
         Ok(Some(Chunk { first_row, texts, payload: Payload::Columns(batch) }))
     }
 }
@@ -148,6 +161,23 @@ impl TextColumn {
             }
             _ => return None,
         })
+    }
+
+    /// Some rows' texts; `errors` has those that are null, counted from the first of the range.
+    fn rows(&self, range: Range<usize>, errors: Vec<(usize, RowError)>) -> Texts {
+        let (start, rows) = (range.start, range.len());
+        match self {
+            Self::Small(texts) => Texts::new(Strings::Small(texts.slice(start, rows)), errors),
+            Self::Large(texts) => Texts::new(Strings::Large(texts.slice(start, rows)), errors),
+            Self::View(_) | Self::Dictionary { .. } => {
+                let mut errors = errors.into_iter().peekable();
+                let text = |row| match errors.next_if(|(at, _)| start + at == row) {
+                    Some((_, error)) => Err(error),
+                    None => Ok(self.get(row).unwrap_or_default()),
+                };
+                range.map(text).collect()
+            }
+        }
     }
 
     /// The text of a row within the column; `None` where it is null.

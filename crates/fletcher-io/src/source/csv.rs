@@ -10,12 +10,13 @@ use arrow::array::{ArrayRef, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
-use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
+use crate::chunk::{Chunk, ChunkLimits, Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
 use crate::source::bytes::Bytes;
 use crate::source::columns::text_index;
 use crate::source::record_reader::{RecordError, RecordReader};
 use crate::source::{Source, SourceContext, SourceSchema};
+use crate::texts::TextsBuilder;
 
 const FORMAT: &str = "CSV";
 
@@ -56,7 +57,7 @@ impl Csv {
     }
 
     /// The text of the record last read, or what is wrong with it.
-    fn text(&self, line: u64) -> Result<String, RowError> {
+    fn text(&self, line: u64) -> Result<&str, RowError> {
         let location = RowLocation::Line(line);
         let expected = self.columns.fields().len();
         let found = self.reader.fields().len();
@@ -66,15 +67,20 @@ impl Csv {
             let fields: Vec<_> = self.reader.fields().map(String::from_utf8_lossy).collect();
             return Err(RowError { location, problem, raw: Some(fields.join(&delimiter)) });
         }
-        for (field, bytes) in self.columns.fields().iter().zip(self.reader.fields()) {
-            if let Err(e) = std::str::from_utf8(bytes) {
-                let place = format!("column {:?}", field.name());
-                let problem = RowProblem::InvalidUtf8 { place, valid_up_to: e.valid_up_to() };
-                return Err(RowError { location, problem, raw: None });
+        let mut text = "";
+        let fields = self.columns.fields().iter().zip(self.reader.fields());
+        for (index, (field, bytes)) in fields.enumerate() {
+            match std::str::from_utf8(bytes) {
+                Ok(found) if index == self.text_index => text = found,
+                Ok(_) => {}
+                Err(e) => {
+                    let place = format!("column {:?}", field.name());
+                    let problem = RowProblem::InvalidUtf8 { place, valid_up_to: e.valid_up_to() };
+                    return Err(RowError { location, problem, raw: None });
+                }
             }
         }
-        let bytes = self.reader.fields().nth(self.text_index).unwrap_or_default();
-        Ok(String::from_utf8_lossy(bytes).into_owned())
+        Ok(text)
     }
 }
 
@@ -87,7 +93,7 @@ impl Source for Csv {
         let limits = self.context.limits;
         let mut builders: Vec<_> =
             self.columns.fields().iter().map(|_| StringBuilder::new()).collect();
-        let mut texts = Vec::new();
+        let mut texts = TextsBuilder::default();
         let mut bytes = 0;
         while texts.len() < limits.rows.max(1) && bytes < limits.bytes.max(1) {
             let line = self.reader.next_record().map_err(|e| read_error(&self.context, e))?;
@@ -101,6 +107,7 @@ impl Source for Csv {
                 builder.append_option(field.map(String::from_utf8_lossy));
             }
         }
+        let texts = texts.finish();
         if texts.is_empty() {
             return Ok(None);
         }
@@ -110,6 +117,10 @@ impl Source for Csv {
         let first_row = self.next_row;
         self.next_row += texts.len() as u64;
         Ok(Some(Chunk { first_row, texts, payload: Payload::Columns(batch) }))
+    }
+
+    fn set_limits(&mut self, limits: ChunkLimits) {
+        self.context.limits = limits;
     }
 
     fn total_bytes(&self) -> Option<u64> {

@@ -7,90 +7,61 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::chunk::{Chunk, Payload, RowError, RowLocation, RowProblem};
+use crate::chunk::{Payload, RowError, RowLocation, RowProblem};
 use crate::error::SourceError;
 use crate::source::bytes::Bytes;
-use crate::source::line_reader::LineReader;
+use crate::source::line_blocks::Block;
+use crate::source::line_chunks::LineChunks;
 use crate::source::lines::text_of;
-use crate::source::{Source, SourceContext, SourceSchema};
+use crate::source::{SourceContext, SourceSchema};
+use crate::texts::{ObjectsBuilder, Texts, TextsBuilder};
 
-pub(super) struct Jsonl {
-    reader: LineReader,
-    total_bytes: Option<u64>,
-    next_row: u64,
-    context: SourceContext,
-    schema: SourceSchema,
+pub(super) fn open(bytes: Bytes, context: SourceContext) -> LineChunks {
+    let schema = SourceSchema::Objects { text_column: context.text_column.clone() };
+    LineChunks::new(bytes, context, schema, parse)
 }
 
-impl Jsonl {
-    pub(super) fn new(bytes: Bytes, context: SourceContext) -> Self {
-        let total_bytes = bytes.len();
-        let reader = LineReader::new(bytes.into_reader(), context.limits.row_bytes);
-        let schema = SourceSchema::Objects { text_column: context.text_column.clone() };
-        Self { reader, total_bytes, next_row: 0, context, schema }
-    }
-}
-
-impl Source for Jsonl {
-    fn schema(&self) -> &SourceSchema {
-        &self.schema
-    }
-
-    fn next_chunk(&mut self) -> Result<Option<Chunk>, SourceError> {
-        let limits = self.context.limits;
-        let first_byte = self.reader.bytes_read();
-        let mut texts = Vec::new();
-        let mut objects = Vec::new();
-        while texts.len() < limits.rows.max(1)
-            && self.reader.bytes_read() - first_byte < limits.bytes.max(1) as u64
-        {
-            let number = self.reader.number() + 1;
-            let location = RowLocation::Line(number);
-            let Some(line) = self.reader.next_line().map_err(|e| self.context.io(e))? else {
-                break;
-            };
-            let (text, object) = match text_of(line, location, limits.row_bytes) {
-                Ok(line) if line.trim_ascii().is_empty() => continue,
-                Ok(line) => parse_row(line, &self.context.text_column, location),
-                Err(error) => (Err(error), None),
-            };
-            texts.push(self.context.admit(text)?);
-            objects.push((number, object));
+fn parse(block: &Block, context: &SourceContext) -> Result<(Texts, Payload), SourceError> {
+    let mut texts = TextsBuilder::with_capacity(block.len(), block.bytes());
+    let mut objects = ObjectsBuilder::with_capacity(block.len(), block.bytes());
+    for (number, line) in block.lines() {
+        let location = RowLocation::Line(number);
+        let (text, object) = match text_of(line, location, context.limits.row_bytes) {
+            Ok(line) if line.trim_ascii().is_empty() => continue,
+            Ok(line) => parse_row(line, &context.text_column, location),
+            Err(error) => (Err(error), None),
+        };
+        match context.admit(text)? {
+            Ok(text) => texts.push(Ok(&text)),
+            Err(error) => texts.push(Err(error)),
         }
-        let first_row = self.next_row;
-        self.next_row += texts.len() as u64;
-        let chunk = Chunk { first_row, texts, payload: Payload::Objects(objects) };
-        Ok((!chunk.is_empty()).then_some(chunk))
+        objects.push(number, object);
     }
-
-    fn total_bytes(&self) -> Option<u64> {
-        self.total_bytes
-    }
-
-    fn bytes_read(&self) -> u64 {
-        self.reader.bytes_read()
-    }
+    Ok((texts.finish(), Payload::Objects(objects.finish())))
 }
 
 /// A line's text, and the line itself if it is an object.
-fn parse_row(
-    line: String,
+fn parse_row<'a>(
+    line: &'a str,
     column: &str,
     location: RowLocation,
-) -> (Result<String, RowError>, Option<String>) {
-    let column = column.to_owned();
+) -> (Result<Cow<'a, str>, RowError>, Option<&'a str>) {
     let error = |problem, raw| Err(RowError { location, problem, raw });
-    let problem = match text_value(&line, &column) {
+    let column_name = || column.to_owned();
+    let problem = match text_value(line, column) {
         Ok(Value::Object(Some(Text::String(text)))) => return (Ok(text), Some(line)),
-        Ok(Value::Object(Some(Text::Null))) => RowProblem::NullText { column },
-        Ok(Value::Object(Some(Text::Other(found)))) => RowProblem::WrongType { column, found },
-        Ok(Value::Object(None)) => RowProblem::MissingText { column },
+        Ok(Value::Object(Some(Text::Null))) => RowProblem::NullText { column: column_name() },
+        Ok(Value::Object(Some(Text::Other(found)))) => {
+            RowProblem::WrongType { column: column_name(), found }
+        }
+        Ok(Value::Object(None)) => RowProblem::MissingText { column: column_name() },
         Ok(Value::Other(found)) => {
-            return (error(RowProblem::NotAnObject { found }, Some(line)), None);
+            let raw = Some(line.to_owned());
+            return (error(RowProblem::NotAnObject { found }, raw), None);
         }
         Err(e) => {
-            let message = complaint(&e);
-            return (error(RowProblem::MalformedJson { message }, Some(line)), None);
+            let (message, raw) = (complaint(&e), Some(line.to_owned()));
+            return (error(RowProblem::MalformedJson { message }, raw), None);
         }
     };
     (error(problem, None), Some(line))
@@ -106,22 +77,22 @@ fn complaint(error: &serde_json::Error) -> String {
 }
 
 /// A line's JSON value, as far as this module cares.
-enum Value {
+enum Value<'a> {
     /// An object, with the value of its text key (the last, should it be repeated).
-    Object(Option<Text>),
+    Object(Option<Text<'a>>),
     /// Something else.
     Other(&'static str),
 }
 
-/// The value of the text key.
-enum Text {
-    String(String),
+/// The value of the text key; a string is borrowed unless it holds an escape.
+enum Text<'a> {
+    String(Cow<'a, str>),
     Null,
     Other(&'static str),
 }
 
 /// Checks that a line is JSON and takes out its text, building nothing else.
-fn text_value(line: &str, column: &str) -> Result<Value, serde_json::Error> {
+fn text_value<'a>(line: &'a str, column: &str) -> Result<Value<'a>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(line);
     let value = deserializer.deserialize_any(RowVisitor { column })?;
     deserializer.end()?;
@@ -158,17 +129,17 @@ macro_rules! visit_others {
 }
 
 impl<'de> Visitor<'de> for RowVisitor<'_> {
-    type Value = Value;
+    type Value = Value<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<Value, E> {
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<Value<'de>, E> {
         Ok(Value::Other("a string"))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
         let mut text = None;
         while let Some(Key(key)) = map.next_key()? {
             if key == self.column {
@@ -187,7 +158,7 @@ impl<'de> Visitor<'de> for RowVisitor<'_> {
 #[derive(serde::Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(TextVisitor)
     }
@@ -196,17 +167,21 @@ impl<'de> Deserialize<'de> for Text {
 struct TextVisitor;
 
 impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Text;
+    type Value = Text<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-        Ok(Text::String(text.to_owned()))
+    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+        Ok(Text::String(Cow::Borrowed(text)))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text, A::Error> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+        Ok(Text::String(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text<'de>, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(Text::Other("an object"))
     }
@@ -215,7 +190,7 @@ impl<'de> Visitor<'de> for TextVisitor {
 }
 
 /// A value that is not a string; null has a case of its own.
-fn other(found: &'static str) -> Text {
+fn other(found: &'static str) -> Text<'static> {
     if found == "null" { Text::Null } else { Text::Other(found) }
 }
 
@@ -252,20 +227,20 @@ mod tests {
             (r#"{"text":"\ud800"}"#, Err(malformed("unexpected end of hex escape at column 16"))),
         ];
         for (line, want) in cases {
-            let (text, object) = parse_row(line.to_owned(), "text", RowLocation::Line(3));
+            let (text, object) = parse_row(line, "text", RowLocation::Line(3));
             let is_object = !matches!(
                 want,
                 Err(RowProblem::NotAnObject { .. } | RowProblem::MalformedJson { .. })
             );
             assert_eq!(object.is_some(), is_object, "{line}");
-            assert_eq!(text.map_err(|e| e.problem), want.map(str::to_owned), "{line}");
+            assert_eq!(text.map_err(|e| e.problem), want.map(Cow::Borrowed), "{line}");
         }
     }
 
     #[test]
     fn deep_nesting_is_an_error_not_an_overflow() {
         let line = format!("{{\"text\":\"a\",\"deep\":{}", "[".repeat(1_000_000));
-        let (text, _) = parse_row(line, "text", RowLocation::Line(1));
+        let (text, _) = parse_row(&line, "text", RowLocation::Line(1));
         assert!(matches!(text.unwrap_err().problem, RowProblem::MalformedJson { .. }));
     }
 }

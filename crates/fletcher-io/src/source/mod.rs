@@ -9,6 +9,7 @@ use crate::chunk::{Chunk, ChunkLimits, OnError, RowError};
 use crate::error::SourceError;
 use crate::format::SourceFormat;
 use crate::source::bytes::Bytes;
+use crate::threads;
 
 mod arrow;
 mod bytes;
@@ -16,7 +17,8 @@ mod columns;
 mod csv;
 mod ipc_reader;
 mod jsonl;
-mod line_reader;
+mod line_blocks;
+mod line_chunks;
 mod lines;
 mod parquet;
 mod record_reader;
@@ -33,6 +35,9 @@ pub trait Source: Send {
     /// A row that cannot be embedded with [`OnError::Fail`]; a damaged file or a failing read
     /// whatever the policy. After an error the source is spent.
     fn next_chunk(&mut self) -> Result<Option<Chunk>, SourceError>;
+
+    /// Other limits than those that it was opened with; to be set before the first chunk is read.
+    fn set_limits(&mut self, limits: ChunkLimits);
 
     /// All rows, where the source knows without reading them.
     fn total_rows(&self) -> Option<u64> {
@@ -105,6 +110,9 @@ pub struct SourceOptions {
     pub on_error: OnError,
     /// How much a chunk may hold.
     pub limits: ChunkLimits,
+    /// Threads that make chunks ahead of whoever takes them, where the format allows it; 1 has the
+    /// caller make them, and 0 lets the machine decide: a quarter of its cores, four at most.
+    pub threads: usize,
 }
 
 /// What every source keeps of its options.
@@ -115,14 +123,12 @@ struct SourceContext {
     text_column: String,
     on_error: OnError,
     limits: ChunkLimits,
+    threads: usize,
 }
 
 impl SourceContext {
     /// Applies the policy to one row's outcome.
-    fn admit(
-        &self,
-        text: Result<String, RowError>,
-    ) -> Result<Result<String, RowError>, SourceError> {
+    fn admit<T>(&self, text: Result<T, RowError>) -> Result<Result<T, RowError>, SourceError> {
         match (text, self.on_error) {
             (Err(row), OnError::Fail) => Err(SourceError::Row { file: self.file.clone(), row }),
             (text, _) => Ok(text),
@@ -146,8 +152,9 @@ impl SourceContext {
 /// A file that cannot be opened, an unknown extension, a damaged header, a text column that is
 /// missing or does not hold text.
 pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceError> {
-    let SourceOptions { input, format, text_column, on_error, limits } = options;
-    let context = SourceContext { file: input.name(), text_column, on_error, limits };
+    let SourceOptions { input, format, text_column, on_error, limits, threads } = options;
+    let threads = threads::resolve(threads);
+    let context = SourceContext { file: input.name(), text_column, on_error, limits, threads };
     let format = match (&input, format) {
         (_, Some(format)) => format,
         (SourceInput::Path(path), None) => SourceFormat::from_path(path)
@@ -160,8 +167,8 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
         SourceInput::Stdin => Bytes::Stream(Box::new(io::stdin())),
     };
     Ok(match format {
-        SourceFormat::Lines => Box::new(lines::Lines::new(bytes, context)),
-        SourceFormat::Jsonl => Box::new(jsonl::Jsonl::new(bytes, context)),
+        SourceFormat::Lines => Box::new(lines::open(bytes, context)),
+        SourceFormat::Jsonl => Box::new(jsonl::open(bytes, context)),
         SourceFormat::Csv => Box::new(csv::Csv::open(bytes, b',', context)?),
         SourceFormat::Tsv => Box::new(csv::Csv::open(bytes, b'\t', context)?),
         SourceFormat::Parquet => Box::new(parquet::Parquet::open(bytes, context)?),

@@ -24,11 +24,18 @@ impl Source for Texts {
     }
 
     fn next_chunk(&mut self) -> Result<Option<Chunk>, SourceError> {
-        let texts: Vec<_> = self.texts.by_ref().take(self.limits.rows.max(1)).map(Ok).collect();
+        let rows = self.limits.rows.max(1);
+        let texts: crate::Texts =
+            self.texts.as_slice().iter().take(rows).map(|text| Ok(text.as_str())).collect();
+        self.texts.by_ref().take(rows).for_each(drop);
         let first_row = self.next_row;
         self.next_row += texts.len() as u64;
         let chunk = Chunk { first_row, texts, payload: Payload::Texts };
         Ok((!chunk.is_empty()).then_some(chunk))
+    }
+
+    fn set_limits(&mut self, limits: ChunkLimits) {
+        self.limits = limits;
     }
 
     fn total_rows(&self) -> Option<u64> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
-    OnError, SinkError, SourceError, VectorsView, create_sink, is_panic_expected, open_source,
+    OnError, SinkError, SourceError, Vectors, create_sink, is_panic_expected, open_source,
 };
 use serde_json::json;
 
@@ -239,9 +239,9 @@ fn errors_of_the_engine_count_as_errors_of_rows() {
         let options = fletcher_io::SinkOptions { on_error, ..sink_options(&output) };
         let mut sink = create_sink(options, source.schema()).unwrap();
         let chunk = source.next_chunk().unwrap().unwrap();
-        let values = values(&chunk);
-        let errors = [None, Some("too long".to_owned())];
-        let result = sink.write(&chunk, VectorsView { dim: DIM, values: &values, errors: &errors });
+        let errors = vec![None, Some("too long".to_owned())];
+        let vectors = Vectors { errors, ..vectors(&chunk) };
+        let result = sink.write(chunk, vectors);
         match on_error {
             OnError::Fail => {
                 let message = result.unwrap_err().to_string();

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read as _;
 
 use fletcher_io::{
-    OnError, SinkError, SinkOptions, SourceInput, VectorsView, create_sink, open_source,
+    OnError, SinkError, SinkOptions, SourceInput, Vectors, create_sink, open_source,
 };
 
 use crate::support::*;
@@ -21,8 +21,8 @@ fn an_abandoned_sink_leaves_the_old_file_and_no_other() {
         let mut source = open_source(source_options(&input)).unwrap();
         let mut sink = create_sink(sink_options(&output), source.schema()).unwrap();
         let chunk = source.next_chunk().unwrap().unwrap();
-        let values = values(&chunk);
-        sink.write(&chunk, VectorsView { dim: DIM, values: &values, errors: &[] }).unwrap();
+        let vectors = vectors(&chunk);
+        sink.write(chunk, vectors).unwrap();
         let partial: Vec<_> =
             folder.names().into_iter().filter(|name| name.ends_with(".partial")).collect();
         assert_eq!(partial.len(), 1, "{extension}");
@@ -97,8 +97,7 @@ fn shapes_that_do_not_match_are_refused() {
         let chunk = source.next_chunk().unwrap().unwrap();
         for (dim, values, errors) in [(DIM, 5, 0), (2, 6, 0), (DIM, 6, 1)] {
             let (values, errors) = (vec![0.0; values], vec![None; errors]);
-            let view = VectorsView { dim, values: &values, errors: &errors };
-            let error = sink.write(&chunk, view).unwrap_err();
+            let error = sink.write(chunk.clone(), Vectors { dim, values, errors }).unwrap_err();
             assert!(matches!(error, SinkError::Shape { .. }), "{error}");
         }
     }
@@ -146,9 +145,9 @@ mod pipes {
         for extension in EXTENSIONS {
             let pipe = make_pipe(&folder, &format!("pipe.{extension}"));
             let reader = read_in_background(&pipe);
-            run(source_options(&input), sink_options(&pipe)).unwrap();
+            run_once(source_options(&input), sink_options(&pipe)).unwrap();
             let file = folder.path(&format!("file.{extension}"));
-            run(source_options(&input), sink_options(&file)).unwrap();
+            run_once(source_options(&input), sink_options(&file)).unwrap();
             let got = folder.write(&format!("got.{extension}"), reader.join().unwrap());
             assert_eq!(read_vectors(&got), read_vectors(&file), "{extension}");
         }
@@ -166,7 +165,7 @@ mod pipes {
                 thread::spawn(move || fs::write(pipe, bytes).unwrap())
             };
             let output = folder.path("out.npy");
-            run(source_options(&pipe), sink_options(&output)).unwrap();
+            run_once(source_options(&pipe), sink_options(&output)).unwrap();
             writer.join().unwrap();
             assert_eq!(read_npy(&output).0, "8, 3", "{name}");
         }
@@ -187,7 +186,7 @@ mod pipes {
             let mut source = source_options(&pipe);
             source.input = SourceInput::Texts(vec!["some text".to_owned(); 100_000]);
             source.limits.rows = 5_000;
-            let error = run(source, sink_options(&pipe)).unwrap_err();
+            let error = run_once(source, sink_options(&pipe)).unwrap_err();
             assert!(matches!(error, Failure::Sink(SinkError::ClosedPipe)), "{extension}: {error}");
             reader.join().unwrap();
         }

@@ -14,7 +14,7 @@ use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
     Chunk, ChunkLimits, OnError, SinkError, SinkOptions, SinkTarget, SourceError, SourceInput,
-    SourceOptions, VectorsView, create_sink, open_source,
+    SourceOptions, Vectors, create_sink, open_source,
 };
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -49,6 +49,7 @@ pub(crate) fn source_options(input: &Path) -> SourceOptions {
         text_column: "text".to_owned(),
         on_error: OnError::Fail,
         limits: SMALL,
+        threads: 1,
     }
 }
 
@@ -61,6 +62,7 @@ pub(crate) fn sink_options(output: &Path) -> SinkOptions {
         on_error: OnError::Fail,
         metadata: BTreeMap::from([("fletcher.model".to_owned(), "stand-in".to_owned())]),
         input: None,
+        threads: 1,
     }
 }
 
@@ -71,26 +73,38 @@ pub(crate) fn vector(row: u64, text: &str) -> [f32; DIM] {
 }
 
 /// Vectors of a chunk; NaN where there is no text, which no sink may write.
-pub(crate) fn values(chunk: &Chunk) -> Vec<f32> {
+pub(crate) fn vectors(chunk: &Chunk) -> Vectors {
     let rows = chunk.texts.iter().zip(chunk.first_row..);
-    rows.flat_map(|(text, row)| match text {
+    let values = rows.flat_map(|(text, row)| match text {
         Ok(text) => vector(row, text),
         Err(_) => [f32::NAN; DIM],
-    })
-    .collect()
+    });
+    Vectors { dim: DIM, values: values.collect(), errors: Vec::new() }
 }
 
-/// Source to sink; the numbers of rows in the chunks.
+/// Source to sink; the numbers of rows in the chunks. Whatever comes of it with three threads on
+/// either side must come of it with none.
 pub(crate) fn run(source: SourceOptions, sink: SinkOptions) -> Result<Vec<usize>, Failure> {
+    let (threads, outcome) = (3, |outcome: &Result<_, Failure>| format!("{outcome:?}"));
+    let by_threads = run_once(
+        SourceOptions { threads, ..source.clone() },
+        SinkOptions { threads, ..sink.clone() },
+    );
+    let alone = run_once(source, sink);
+    assert_eq!(outcome(&by_threads), outcome(&alone));
+    alone
+}
+
+/// As [`run`] with what the options say alone: a pipe is read and written once.
+pub(crate) fn run_once(source: SourceOptions, sink: SinkOptions) -> Result<Vec<usize>, Failure> {
     let mut source = open_source(source).map_err(Failure::Source)?;
     let mut sink = create_sink(sink, source.schema()).map_err(Failure::Sink)?;
     let mut chunks = Vec::new();
     while let Some(chunk) = source.next_chunk().map_err(Failure::Source)? {
         assert_eq!(chunk.first_row, chunks.iter().sum::<usize>() as u64);
-        let values = values(&chunk);
-        let vectors = VectorsView { dim: DIM, values: &values, errors: &[] };
-        sink.write(&chunk, vectors).map_err(Failure::Sink)?;
         chunks.push(chunk.len());
+        let vectors = vectors(&chunk);
+        sink.write(chunk, vectors).map_err(Failure::Sink)?;
     }
     sink.finish().map_err(Failure::Sink)?;
     Ok(chunks)

@@ -164,6 +164,7 @@ fn read_texts(path: &Path, column: &str) -> Result<Vec<String>, Failure> {
         text_column: column.to_owned(),
         on_error: OnError::Fail,
         limits: ChunkLimits::default(),
+        threads: 0,
     })?;
     let mut texts = Vec::new();
     while let Some(chunk) = source.next_chunk()? {
