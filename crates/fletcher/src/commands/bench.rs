@@ -168,7 +168,7 @@ fn read_texts(path: &Path, column: &str) -> Result<Vec<String>, Failure> {
     })?;
     let mut texts = Vec::new();
     while let Some(chunk) = source.next_chunk()? {
-        texts.extend(chunk.texts.into_iter().filter_map(Result::ok));
+        texts.extend(chunk.texts.iter().filter_map(Result::ok).map(str::to_owned));
     }
     match texts.is_empty() {
         true => Err(Failure::input(format!("{}: no texts", path.display()))),

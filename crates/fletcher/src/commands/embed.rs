@@ -1,23 +1,24 @@
 //! `fletcher embed`: rows in, the same rows with vectors out.
 //!
 //! Three stages run at once, joined by short queues so that memory stays bounded: a thread reads
-//! chunks, this one embeds them with the engine's workers, and a thread writes. Order is that of
-//! the queues. The stop signal is looked at between chunks; a sink dropped before it is finished
-//! leaves nothing at the output path.
+//! chunks, lanes embed one each with the engine's workers, and a thread writes. Both of these have
+//! helpers of their own in `fletcher-io`. A lane takes a chunk as soon as it is free and one is
+//! there, whatever becomes of those before; this thread puts them back in order. The stop signal
+//! is looked at between chunks; a sink dropped before it is finished leaves nothing at the output
+//! path.
 
-use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fletcher_core::embedder::{EmbedOptions, Embedder};
 use fletcher_io::{
     Chunk, ChunkLimits, OnError, Sink, SinkError, SinkFormat, SinkOptions, SinkTarget, Source,
-    SourceError, SourceInput, SourceOptions, VectorsView,
+    SourceError, SourceInput, SourceOptions, Vectors,
 };
 
 use crate::args::{EmbedArgs, OnErrorArg};
@@ -28,8 +29,6 @@ use crate::progress::EmbedBar;
 
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
-/// Chunks that are embedded at the same time.
-const IN_FLIGHT: usize = 2;
 /// How often a stage that waits looks at the stop signal.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -41,7 +40,7 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
         OnErrorArg::Skip => OnError::Skip,
     };
     // The input is opened first: a mistyped path should not wait for a model to load.
-    let source = open_source(&args, on_error)?;
+    let mut source = open_source(&args, on_error)?;
     let embedder = model::load(&config)?;
     tell_choice(&config, &embedder);
     // From here on there is an unfinished output to remove; before, a signal may simply end us.
@@ -51,17 +50,19 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
     let mut bar = EmbedBar::new(total);
 
     let by_rows = source.total_rows().is_some();
-    let (chunks, reader) = spawn_reader(source);
-    let (done, writer) = spawn_writer(sink);
-    let stages = Stages { embedder: &embedder, options: &options, on_error, stop: &stop };
-    let result = stages.drive(&chunks, done, |progress| {
+    let pace = Pace::of(&embedder);
+    source.set_limits(pace.limits);
+    let (chunks, reader) = spawn_reader(source)?;
+    let (done, writer) = spawn_writer(sink)?;
+    let embed = Embed { embedder: &embedder, options: &options, on_error };
+    let lanes = Lanes { count: pace.lanes, embed: &|chunk| embed.chunk(chunk), stop: &stop };
+    // The chunks' receiver goes with this, so that a reader that waits to send gives up.
+    let result = lanes.drive(chunks, done, |progress| {
         let position = if by_rows { progress.rows_done } else { progress.bytes_read };
         bar.advance(position, progress.rows, progress.tokens);
     });
     bar.finish();
     model::tell_lost_devices(&embedder);
-    // Receivers go first, so that a reader that waits to send gives up.
-    drop(chunks);
     match result {
         Ok(()) => {
             join(reader)?;
@@ -76,22 +77,41 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
     }
 }
 
-/// What to do with each chunk between reader and writer.
-struct Stages<'a> {
-    embedder: &'a Embedder,
-    options: &'a EmbedOptions,
-    on_error: OnError,
-    stop: &'a AtomicUsize,
+/// How many rows are embedded at once.
+#[derive(Debug, PartialEq, Eq)]
+struct Pace {
+    limits: ChunkLimits,
+    /// Chunks that are embedded at the same time.
+    lanes: usize,
+}
+
+impl Pace {
+    /// Two chunks in flight are enough where every worker encodes: those that are done with one
+    /// begin the next. Where some workers only tokenise, for a device that needs few to drive it,
+    /// they should have more to run ahead with, and a chunk should fill the device several times
+    /// over even if its texts are short.
+    fn of(embedder: &Embedder) -> Self {
+        let at_once = embedder.block_tokens() * embedder.concurrent_blocks();
+        let encode_all = embedder.concurrent_blocks() >= embedder.threads();
+        Self::new(at_once, encode_all, embedder.dim())
+    }
+
+    fn new(tokens_at_once: usize, encode_all: bool, dim: usize) -> Self {
+        /// Times that a chunk fills the device.
+        const FILLINGS: usize = 2;
+        /// Tokens of a short text.
+        const SHORT: usize = 16;
+        /// Bytes of a chunk's vectors, so that many dimensions do not add up.
+        const VECTORS_BYTES: usize = 16 << 20;
+        let usual = ChunkLimits::default();
+        let most = VECTORS_BYTES / (size_of::<f32>() * dim.max(1));
+        let rows = (FILLINGS * tokens_at_once / SHORT).min(most).max(usual.rows);
+        Self { limits: ChunkLimits { rows, ..usual }, lanes: if encode_all { 2 } else { 4 } }
+    }
 }
 
 /// A chunk with its vectors, on the way to the writer. `None` ends the output well.
 type Finished = Option<(Chunk, Vectors)>;
-
-struct Vectors {
-    dim: usize,
-    values: Vec<f32>,
-    errors: Vec<Option<String>>,
-}
 
 /// One chunk's share of the work done.
 struct Progress {
@@ -101,62 +121,127 @@ struct Progress {
     bytes_read: u64,
 }
 
-impl Stages<'_> {
+/// Vectors of a chunk, and the tokens that they took.
+type Embedded = Result<(Vectors, u64), Failure>;
+
+/// Chunks between reader and writer.
+struct Lanes<'a> {
+    count: usize,
+    embed: &'a (dyn Fn(&Chunk) -> Embedded + Sync),
+    stop: &'a AtomicUsize,
+}
+
+/// What lanes take chunks from, one lane at a time.
+struct Queue {
+    chunks: Chunks,
+    /// Where each chunk's outcome will arrive, in order. Its bound is that of the chunks in flight.
+    order: SyncSender<Receiver<Outcome>>,
+    ended: bool,
+}
+
+/// A chunk that a lane is done with; `None` at the end of the input.
+type Outcome = Result<Option<(Read, Vectors, u64)>, Failure>;
+
+impl Lanes<'_> {
     /// Embeds chunk after chunk until the source ends, a stage fails or the user stops it.
-    ///
-    /// Two chunks are in flight, so that workers that are done with one begin the next; but a
-    /// finished chunk never waits for the source.
     fn drive(
         &self,
-        chunks: &Chunks,
+        chunks: Chunks,
         done: SyncSender<Finished>,
-        mut progress: impl FnMut(Progress),
+        progress: impl FnMut(Progress),
     ) -> Result<(), Failure> {
-        let (mut rows_done, mut ended) = (0, false);
-        std::thread::scope(|scope| {
-            let mut in_flight = VecDeque::new();
-            loop {
-                while !ended && in_flight.len() < IN_FLIGHT {
-                    let read = match in_flight.is_empty() {
-                        true => next(chunks, self.stop)?,
-                        false => match chunks.try_recv() {
-                            Ok(read) => read?,
-                            Err(_) => break,
-                        },
-                    };
-                    let Some(Read { chunk, bytes_read }) = read else {
-                        ended = true;
-                        break;
-                    };
-                    in_flight.push_back(scope.spawn(move || {
-                        let found = self.embed(&chunk)?;
-                        Ok::<_, Failure>((chunk, bytes_read, found))
-                    }));
-                }
-                let Some(first) = in_flight.pop_front() else { break };
-                let (chunk, bytes_read, (vectors, tokens)) =
-                    first.join().map_err(|_| stage_panicked())??;
-                let rows = chunk.len() as u64;
-                rows_done += rows;
-                // The writer has gone away only if it failed; it tells why when it is joined.
-                let sent = done.send(Some((chunk, vectors)));
-                sent.map_err(|_| Failure::ClosedPipe)?;
-                progress(Progress { rows, tokens, rows_done, bytes_read });
-                stopped(self.stop)?;
-            }
-            done.send(None).map_err(|_| Failure::ClosedPipe)
+        // The oldest is out of the queue and awaited.
+        let (sender, order) = sync_channel(self.count.saturating_sub(1).max(1));
+        let queue = Mutex::new(Queue { chunks, order: sender, ended: false });
+        let abandoned = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let start = |_| {
+                let lane = || self.lane(&queue, &abandoned);
+                thread::Builder::new().name("fletcher-lane".to_owned()).spawn_scoped(scope, lane)
+            };
+            let lanes: Vec<_> = (0..self.count).map(start).collect();
+            let started = match lanes.iter().any(Result::is_ok) {
+                true => Ok(()),
+                false => Err(Failure::work("no thread can be started")),
+            };
+            let result = started.and_then(|()| self.deliver(order, done, progress));
+            abandoned.store(true, Ordering::Relaxed);
+            // A lane that panics loses its chunk, which was an error above.
+            lanes.into_iter().flatten().for_each(|lane| drop(lane.join()));
+            result
         })
     }
 
+    /// Takes chunks from the queue and embeds them.
+    fn lane(&self, queue: &Mutex<Queue>, abandoned: &AtomicBool) {
+        loop {
+            let (read, outcome) = {
+                let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                if queue.ended {
+                    return;
+                }
+                let Some(read) = next(&queue.chunks, self.stop, abandoned) else { return };
+                queue.ended = !matches!(read, Ok(Some(_)));
+                let (outcome, place) = sync_channel(1);
+                // Nobody takes it where the run has failed.
+                if queue.order.send(place).is_err() {
+                    return;
+                }
+                (read, outcome)
+            };
+            let embed = |read: Read| {
+                let (vectors, tokens) = (self.embed)(&read.chunk)?;
+                Ok((read, vectors, tokens))
+            };
+            let embedded = read.and_then(|read| read.map(embed).transpose());
+            if outcome.send(embedded).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Hands what the lanes made to the writer, in order.
+    fn deliver(
+        &self,
+        order: Receiver<Receiver<Outcome>>,
+        done: SyncSender<Finished>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(), Failure> {
+        let mut rows_done = 0;
+        loop {
+            let place = order.recv().map_err(|_| stage_panicked())?;
+            let embedded = place.recv().map_err(|_| stage_panicked())??;
+            // The writer has gone away only if it failed; it tells why when it is joined.
+            let Some((Read { chunk, bytes_read }, vectors, tokens)) = embedded else {
+                return done.send(None).map_err(|_| Failure::ClosedPipe);
+            };
+            let rows = chunk.len() as u64;
+            rows_done += rows;
+            done.send(Some((chunk, vectors))).map_err(|_| Failure::ClosedPipe)?;
+            progress(Progress { rows, tokens, rows_done, bytes_read });
+            stopped(self.stop)?;
+        }
+    }
+}
+
+/// How a chunk is embedded.
+struct Embed<'a> {
+    embedder: &'a Embedder,
+    options: &'a EmbedOptions,
+    on_error: OnError,
+}
+
+impl Embed<'_> {
     /// Vectors for a chunk's rows, in place, and the number of tokens that took.
-    fn embed(&self, chunk: &Chunk) -> Result<(Vectors, u64), Failure> {
-        let good: Vec<usize> = (0..chunk.len()).filter(|&row| chunk.texts[row].is_ok()).collect();
-        let texts: Vec<&str> = chunk.texts.iter().filter_map(|text| text.as_deref().ok()).collect();
+    fn chunk(&self, chunk: &Chunk) -> Embedded {
+        let texts: Vec<&str> = chunk.texts.iter().filter_map(Result::ok).collect();
         let embeddings = self.embedder.embed(&texts, self.options)?;
-        let dim = embeddings.dim;
-        let mut errors: Vec<Option<String>> = vec![None; chunk.len()];
-        let mut tokens = 0;
-        for (result, &row) in embeddings.rows.iter().zip(&good) {
+        let (dim, rows) = (embeddings.dim, chunk.len());
+        // The rows that the vectors belong to.
+        let bad = chunk.texts.errors();
+        let good = (0..rows).filter(|row| bad.binary_search_by_key(row, |(row, _)| *row).is_err());
+        let (mut errors, mut tokens) = (Vec::new(), 0);
+        for (result, row) in embeddings.rows.iter().zip(good.clone()) {
             match result {
                 Ok(embedding) => tokens += embedding.tokens as u64,
                 Err(error) if self.on_error == OnError::Fail => {
@@ -166,14 +251,17 @@ impl Stages<'_> {
                         hint: Some("--on-error skip keeps such rows without a vector".into()),
                     });
                 }
-                Err(error) => errors[row] = Some(error.to_string()),
+                Err(error) => {
+                    errors.resize(rows, None);
+                    errors[row] = Some(error.to_string());
+                }
             }
         }
-        let values = match good.len() == chunk.len() {
+        let values = match bad.is_empty() {
             true => embeddings.values,
             false => {
-                let mut values = vec![0.0; chunk.len() * dim];
-                for (vector, &row) in embeddings.values.chunks_exact(dim).zip(&good) {
+                let mut values = vec![0.0; rows * dim];
+                for (vector, row) in embeddings.values.chunks_exact(dim).zip(good) {
                     values[row * dim..(row + 1) * dim].copy_from_slice(vector);
                 }
                 values
@@ -183,15 +271,23 @@ impl Stages<'_> {
     }
 }
 
-/// The next chunk, `None` at the end of the input; fails when the user stops the run.
-fn next(chunks: &Chunks, stop: &AtomicUsize) -> Result<Option<Read>, Failure> {
+/// The next chunk, with `None` for the end of the input; fails when the user stops the run. Nothing
+/// when the run has been abandoned.
+fn next(
+    chunks: &Chunks,
+    stop: &AtomicUsize,
+    abandoned: &AtomicBool,
+) -> Option<Result<Option<Read>, Failure>> {
     loop {
-        stopped(stop)?;
+        if let Err(failure) = stopped(stop) {
+            return Some(Err(failure));
+        }
         match chunks.recv_timeout(STOP_POLL) {
-            Ok(read) => return Ok(read?),
+            Ok(read) => return Some(read.map_err(Failure::from)),
+            Err(RecvTimeoutError::Timeout) if abandoned.load(Ordering::Relaxed) => return None,
             Err(RecvTimeoutError::Timeout) => {}
             // Without the end mark the rest of the input is missing, so this is no end.
-            Err(RecvTimeoutError::Disconnected) => return Err(stage_panicked()),
+            Err(RecvTimeoutError::Disconnected) => return Some(Err(stage_panicked())),
         }
     }
 }
@@ -213,9 +309,9 @@ struct Read {
 /// `None` marks the end of the input.
 type Chunks = Receiver<Result<Option<Read>, SourceError>>;
 
-fn spawn_reader(mut source: Box<dyn Source>) -> (Chunks, JoinHandle<()>) {
+fn spawn_reader(mut source: Box<dyn Source>) -> Result<(Chunks, JoinHandle<()>), Failure> {
     let (sender, receiver) = sync_channel(QUEUE);
-    let thread = std::thread::spawn(move || {
+    let thread = spawn("fletcher-read", move || {
         loop {
             let next = source.next_chunk();
             let bytes_read = source.bytes_read();
@@ -227,23 +323,30 @@ fn spawn_reader(mut source: Box<dyn Source>) -> (Chunks, JoinHandle<()>) {
             }
         }
     });
-    (receiver, thread)
+    Ok((receiver, thread?))
 }
 
 type Writer = JoinHandle<Result<(), SinkError>>;
 
-fn spawn_writer(mut sink: Box<dyn Sink>) -> (SyncSender<Finished>, Writer) {
+fn spawn_writer(mut sink: Box<dyn Sink>) -> Result<(SyncSender<Finished>, Writer), Failure> {
     let (sender, receiver) = sync_channel::<Finished>(QUEUE);
-    let thread = std::thread::spawn(move || {
+    let thread = spawn("fletcher-write", move || {
         while let Ok(finished) = receiver.recv() {
             let Some((chunk, vectors)) = finished else { return sink.finish() };
-            let Vectors { dim, values, errors } = &vectors;
-            sink.write(&chunk, VectorsView { dim: *dim, values, errors })?;
+            sink.write(chunk, vectors)?;
         }
         // The sender is gone without the end mark: the run was abandoned, and so is the output.
         Ok(())
     });
-    (sender, thread)
+    Ok((sender, thread?))
+}
+
+fn spawn<R: Send + 'static>(
+    name: &str,
+    stage: impl FnOnce() -> R + Send + 'static,
+) -> Result<JoinHandle<R>, Failure> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(stage);
+    started.map_err(|error| Failure::work(format!("a thread cannot be started: {error}")))
 }
 
 fn join<R>(thread: JoinHandle<R>) -> Result<R, Failure> {
@@ -284,8 +387,15 @@ fn open_source(args: &EmbedArgs, on_error: OnError) -> Result<Box<dyn Source>, F
         _ => SourceInput::Stdin,
     };
     let text_column = args.column.clone();
-    let limits = ChunkLimits::default();
-    Ok(fletcher_io::open_source(SourceOptions { input, format, text_column, on_error, limits })?)
+    let (limits, threads) = (ChunkLimits::default(), 0);
+    Ok(fletcher_io::open_source(SourceOptions {
+        input,
+        format,
+        text_column,
+        on_error,
+        limits,
+        threads,
+    })?)
 }
 
 fn create_sink(
@@ -324,6 +434,7 @@ fn create_sink(
         on_error,
         metadata,
         input: args.input.clone().filter(|path: &PathBuf| path != Path::new("-")),
+        threads: 0,
     };
     Ok(fletcher_io::create_sink(options, source.schema())?)
 }
@@ -339,18 +450,122 @@ fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Condvar;
+
     use super::*;
 
     /// A reader that dies must not look like the end of the input: the output would be cut.
     #[test]
     fn a_lost_reader_is_no_end() {
-        let stop = AtomicUsize::new(0);
+        let (stop, abandoned) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (sender, chunks) = sync_channel(1);
         sender.send(Ok(None)).unwrap();
-        assert!(matches!(next(&chunks, &stop), Ok(None)));
+        assert!(matches!(next(&chunks, &stop, &abandoned), Some(Ok(None))));
         drop(sender);
-        assert!(matches!(next(&chunks, &stop), Err(Failure::Work { .. })));
+        assert!(matches!(next(&chunks, &stop, &abandoned), Some(Err(Failure::Work { .. }))));
         stop.store(2, Ordering::Relaxed);
-        assert!(matches!(next(&chunks, &stop), Err(Failure::Interrupted { signal: 2 })));
+        let stopped = next(&chunks, &stop, &abandoned);
+        assert!(matches!(stopped, Some(Err(Failure::Interrupted { signal: 2 }))));
+    }
+
+    fn read(row: u64) -> Read {
+        let lines = "a\n".repeat(2);
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&path, lines).unwrap();
+        let options = SourceOptions {
+            input: SourceInput::Path(path.path().to_owned()),
+            format: Some(fletcher_io::SourceFormat::Lines),
+            text_column: String::new(),
+            on_error: OnError::Fail,
+            limits: ChunkLimits::default(),
+            threads: 1,
+        };
+        let chunk = fletcher_io::open_source(options).unwrap().next_chunk().unwrap().unwrap();
+        Read { chunk: Chunk { first_row: row, ..chunk }, bytes_read: 0 }
+    }
+
+    fn made(chunk: &Chunk) -> Embedded {
+        let values = vec![chunk.first_row as f32; chunk.len()];
+        Ok((Vectors { dim: 1, values, errors: Vec::new() }, 0))
+    }
+
+    /// Runs lanes over what comes from `chunks`; the first rows that were written, and the end.
+    fn drive(
+        count: usize,
+        chunks: Chunks,
+        embed: &(dyn Fn(&Chunk) -> Embedded + Sync),
+    ) -> (Vec<u64>, Result<(), Failure>) {
+        let (done, written) = sync_channel::<Finished>(100);
+        let lanes = Lanes { count, embed, stop: &AtomicUsize::new(0) };
+        let result = lanes.drive(chunks, done, |_| {});
+        let rows = written.iter().flatten().map(|(chunk, vectors)| {
+            assert_eq!(vectors.values[0], chunk.first_row as f32);
+            chunk.first_row
+        });
+        (rows.collect(), result)
+    }
+
+    /// The second chunk comes only when the first is being embedded, and the first is done only
+    /// when the second is.
+    #[test]
+    fn a_late_chunk_does_not_wait_for_the_one_before() {
+        let (sender, chunks) = sync_channel(0);
+        let (begun, changed) = (Mutex::new(0), Condvar::new());
+        let patience = Duration::from_secs(20);
+        let embed = |chunk: &Chunk| {
+            *begun.lock().unwrap() += 1;
+            changed.notify_all();
+            let wait = changed.wait_timeout_while(begun.lock().unwrap(), patience, |n| *n < 2);
+            assert!(!wait.unwrap().1.timed_out(), "the second chunk was not begun");
+            made(chunk)
+        };
+        let (rows, result) = thread::scope(|scope| {
+            scope.spawn(|| {
+                sender.send(Ok(Some(read(0)))).unwrap();
+                drop(changed.wait_timeout_while(begun.lock().unwrap(), patience, |n| *n < 1));
+                sender.send(Ok(Some(read(2)))).unwrap();
+                sender.send(Ok(None)).unwrap();
+            });
+            drive(2, chunks, &embed)
+        });
+        assert!(result.is_ok());
+        assert_eq!(rows, [0, 2]);
+    }
+
+    #[test]
+    fn chunks_stay_in_order_and_an_error_ends_them_there() {
+        let chunk_rows = |fails: u64| {
+            let (sender, chunks) = sync_channel(100);
+            (0..20).for_each(|n| sender.send(Ok(Some(read(2 * n)))).unwrap());
+            sender.send(Ok(None)).unwrap();
+            drive(4, chunks, &move |chunk| {
+                // The first of each four takes longest.
+                thread::sleep(Duration::from_micros(500 * (4 - chunk.first_row / 2 % 4)));
+                match chunk.first_row == fails {
+                    true => Err(Failure::work("as expected")),
+                    false => made(chunk),
+                }
+            })
+        };
+        let (rows, result) = chunk_rows(u64::MAX);
+        assert!(result.is_ok());
+        assert_eq!(rows, (0..20).map(|n| 2 * n).collect::<Vec<_>>());
+        let (rows, result) = chunk_rows(14);
+        assert!(matches!(result, Err(Failure::Work { .. })));
+        assert_eq!(rows, (0..7).map(|n| 2 * n).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_chunk_fills_the_device_but_not_the_memory() {
+        let pace = |tokens, encode_all, dim| {
+            let Pace { limits, lanes } = Pace::new(tokens, encode_all, dim);
+            assert_eq!(limits.bytes, ChunkLimits::default().bytes);
+            (limits.rows, lanes)
+        };
+        // Two cores; a card that one kernel fills; wide vectors; a card with a worker for each core.
+        assert_eq!(pace(2 * 1024, true, 128), (4096, 2));
+        assert_eq!(pace(8 * 65536, false, 128), (32768, 4));
+        assert_eq!(pace(8 * 65536, false, 1024), (4096, 4));
+        assert_eq!(pace(16 * 16384, true, 384), (10922, 2));
     }
 }
