@@ -20,6 +20,11 @@ pub(crate) fn resolve(threads: usize) -> usize {
     }
 }
 
+/// A thread whose name tools show.
+pub(crate) fn named(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned())
+}
+
 /// What threads make of pieces of work ahead of whoever takes it, in the order of the pieces.
 pub(crate) struct Ahead<T> {
     /// Where each piece's outcome will arrive. Its bound is what limits how far they are ahead.
@@ -67,7 +72,7 @@ impl<T: Send + 'static> Ahead<T> {
                     }
                 }
             };
-            thread::Builder::new().name("fletcher-read".to_owned()).spawn(worker)?;
+            named("fletcher-read").spawn(worker)?;
         }
         Ok(Self { order })
     }

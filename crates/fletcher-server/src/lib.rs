@@ -34,6 +34,7 @@ pub mod server;
 pub mod service;
 pub mod tls;
 mod trace;
+mod unread_body;
 
 pub use error::{RequestError, ServeError};
 pub use forward::ForwardConfig;

@@ -11,9 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::Request;
-use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -28,6 +25,7 @@ use crate::error::ServeError;
 use crate::guarded_io::{GuardedIo, Patience};
 use crate::metrics::Metrics;
 use crate::tls::Tls;
+use crate::unread_body;
 
 /// Headers of one request: enough for proxies and traces, and what hyper keeps in one block.
 const HEADERS_MAX: usize = 100;
@@ -257,8 +255,7 @@ impl Serving {
             .max_header_list_size(HEADER_BYTES as u32)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let service =
-            self.router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
+        let service = self.router.clone().map_request(unread_body::take);
         let service = TowerToHyperService::new(service);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watch(watcher, connection.into_owned()).await {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, StringArray};
 use arrow::buffer::NullBuffer;
@@ -19,6 +19,7 @@ use crate::sink::objects::ObjectColumns;
 use crate::sink::output::Output;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN, arrow as ipc, parquet};
 use crate::source::SourceSchema;
+use crate::threads;
 
 /// Writes record batches of one schema.
 pub(super) trait BatchWriter: Send {
@@ -105,7 +106,7 @@ impl Sink for Columnar {
             self.append_oldest()?;
         }
         let columns = self.columns.clone();
-        let thread = thread::Builder::new().spawn(move || columns.batch(chunk, vectors));
+        let thread = threads::named("fletcher-write").spawn(move || columns.batch(chunk, vectors));
         self.making.push_back(thread.map_err(|e| self.columns.context.io(e))?);
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::output::Output;
 use crate::sink::{ERROR_COLUMN, ID_COLUMN, Sink, SinkContext, TEXT_COLUMN};
+use crate::threads;
 
 /// Name of the key that keeps a row which is no object of its own.
 const RAW_COLUMN: &str = "raw";
@@ -152,9 +153,13 @@ impl Sink for Jsonl {
         let lines: Result<Vec<_>, _> = match threads {
             1 => parts.map(|range| sink.lines(rows, range)).collect(),
             _ => std::thread::scope(|scope| {
-                let spawn = |range| scope.spawn(move || sink.lines(rows, range));
+                let spawn = |range| {
+                    let lines = move || sink.lines(rows, range);
+                    threads::named("fletcher-write").spawn_scoped(scope, lines)
+                };
                 let threads: Vec<_> = parts.map(spawn).collect();
-                let join = |thread: ScopedJoinHandle<'_, _>| {
+                let join = |thread: io::Result<ScopedJoinHandle<'_, _>>| {
+                    let thread = thread.map_err(|e| sink.context.io(e))?;
                     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
                 };
                 threads.into_iter().map(join).collect()

@@ -23,6 +23,7 @@ use crate::error::SinkError;
 use crate::guard::guarded;
 use crate::sink::columns::BatchWriter;
 use crate::sink::output::{Output, io_error};
+use crate::threads;
 
 /// Rows in a row group, at most: the custom of Parquet writers.
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -129,7 +130,7 @@ impl Writer {
         let writers = self.columns.create_column_writers(self.groups)?;
         self.groups += 1;
         let encode = move || guarded(|| group.encode(writers), ParquetError::General);
-        self.encoding.push_back(thread::Builder::new().spawn(encode)?);
+        self.encoding.push_back(threads::named("fletcher-write").spawn(encode)?);
         Ok(())
     }
 
@@ -180,7 +181,7 @@ impl Group {
                 let work = || self.encode_column(largest, largest_writers);
                 guarded(work, ParquetError::General)
             };
-            let thread = scope.spawn(encode);
+            let thread = threads::named("fletcher-write").spawn_scoped(scope, encode)?;
             let rest = |columns: Vec<(usize, Vec<ArrowColumnWriter>)>| {
                 let encode = |(index, writers)| self.encode_column(index, writers);
                 columns.into_iter().map(encode).collect::<Result<Vec<_>, _>>()

@@ -11,7 +11,6 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
@@ -30,6 +29,7 @@ use crate::guard::guarded;
 use crate::source::bytes::Bytes;
 use crate::source::columns::{Batches, text_index};
 use crate::source::{Source, SourceContext, SourceSchema};
+use crate::threads;
 
 const FORMAT: &str = "Parquet";
 
@@ -230,8 +230,7 @@ impl Ahead {
     fn start(decoders: Vec<Decoder>, rows: u64) -> io::Result<Self> {
         let receivers = decoders.into_iter().map(|decoder| {
             let (sender, receiver) = sync_channel(1);
-            let name = "fletcher-read".to_owned();
-            thread::Builder::new().name(name).spawn(move || decoder.run(&sender))?;
+            threads::named("fletcher-read").spawn(move || decoder.run(&sender))?;
             Ok(receiver)
         });
         let receivers = receivers.collect::<io::Result<Vec<_>>>()?;
