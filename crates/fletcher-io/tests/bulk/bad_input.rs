@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
-    OnError, SinkError, SourceError, Vectors, create_sink, is_panic_expected, open_source,
+    OnError, SinkError, SourceError, SourceOptions, Vectors, create_sink, is_panic_expected, open_source,
 };
 use serde_json::json;
 
@@ -134,21 +134,25 @@ fn damage_anywhere_is_an_error_or_harmless_but_never_a_panic() {
     for name in ["in.parquet", "in.arrow", "in.arrows", "zstd.arrow"] {
         let whole = fs::read(folder.write_batch(name, &sample(), 4)).unwrap();
         let damaged = folder.path(&format!("damaged.{}", name.rsplit('.').next().unwrap()));
-        let read_all = |bytes: &[u8]| {
+        let read_all = |bytes: &[u8], threads: usize| {
             fs::write(&damaged, bytes).unwrap();
-            let mut source = open_source(source_options(&damaged))?;
+            let options = SourceOptions { threads, ..source_options(&damaged) };
+            let mut source = open_source(options)?;
             while source.next_chunk()?.is_some() {}
             Ok::<_, SourceError>(())
         };
         for length in (0..whole.len()).step_by(7) {
-            let cut = read_all(&whole[..length]);
+            let cut = read_all(&whole[..length], 1 + length % 3);
             // A stream may end after any batch; its end mark is optional.
             assert!(cut.is_err() || name == "in.arrows", "{name} cut to {length} bytes");
         }
         for place in (0..whole.len()).step_by(2) {
             let mut bytes = whole.clone();
             bytes[place] ^= [0x01, 0x80, 0xff][place / 2 % 3];
-            let _ = read_all(&bytes);
+            let _ = read_all(&bytes, 1);
+            if name == "in.parquet" {
+                let _ = read_all(&bytes, 3);
+            }
         }
     }
 }

@@ -125,11 +125,6 @@ impl Running {
         answer(request.send(body).unwrap_or_else(|error| panic!("{path}: {error}")))
     }
 
-    /// The answer, unless the connection broke first.
-    pub(crate) fn try_post(&self, path: &str, body: &[u8]) -> Option<Answer> {
-        agent().post(self.url(path)).send(body).ok().map(answer)
-    }
-
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[])
     }
