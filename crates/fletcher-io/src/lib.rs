@@ -8,8 +8,9 @@
 //! - **Every row once, in order.** A row that has no usable text keeps its place; with
 //!   [`OnError::Skip`] it carries a null vector and a message, with [`OnError::Fail`] it ends the
 //!   run.
-//! - **Bounded memory.** Nothing but one chunk (and a writer's own buffer) is held, whatever the
-//!   size of the input; [`ChunkLimits`] states the bound.
+//! - **Bounded memory.** Nothing but one chunk, two for each thread that reads or makes rows ahead,
+//!   and a writer's own buffer is held, whatever the size of the input; [`ChunkLimits`] states the
+//!   bound.
 //! - **All or nothing.** A file appears at the output path only when it is complete.
 
 mod chunk;
@@ -22,9 +23,7 @@ mod source;
 mod texts;
 mod threads;
 
-pub use chunk::{
-    Chunk, ChunkLimits, OnError, Payload, RowError, RowLocation, RowProblem, Vectors,
-};
+pub use chunk::{Chunk, ChunkLimits, OnError, Payload, RowError, RowLocation, RowProblem, Vectors};
 pub use error::{SinkError, SourceError};
 pub use format::{SinkFormat, SourceFormat, UnknownFormat};
 pub use guard::is_panic_expected;

@@ -68,9 +68,7 @@ fn vectors(chunk: &Chunk) -> Vec<Result<Vec<f32>, String>> {
             let message = "the format holds no vectors; use jsonl, parquet or arrow";
             vec![Err(message.to_owned()); chunk.len()]
         }
-        Payload::Objects(objects) => {
-            objects.iter().map(json_vector).collect()
-        }
+        Payload::Objects(objects) => objects.iter().map(json_vector).collect(),
         Payload::Columns(batch) => match batch_vectors(batch) {
             Ok(vectors) => vectors,
             Err(message) => vec![Err(message); chunk.len()],

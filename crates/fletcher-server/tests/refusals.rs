@@ -20,9 +20,8 @@ fn server() -> Running {
 fn sending(server: &Running, path: &str, headers: &str, bytes: usize) -> TcpStream {
     let mut client = TcpStream::connect(server.address()).unwrap();
     client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {bytes}\r\n{headers}\r\n"
-    );
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {bytes}\r\n{headers}\r\n");
     client.write_all(head.as_bytes()).unwrap();
     if headers.is_empty() {
         client.write_all(&[b' '; 64 << 10]).unwrap();

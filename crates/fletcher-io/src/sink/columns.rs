@@ -147,7 +147,9 @@ impl Columns {
     ) -> Self {
         let input = match source {
             SourceSchema::Texts => Input::Texts,
-            SourceSchema::Objects { text_column } => Input::Objects(ObjectColumns::new(text_column)),
+            SourceSchema::Objects { text_column } => {
+                Input::Objects(ObjectColumns::new(text_column))
+            }
             SourceSchema::Columns { schema, one_dictionary } => {
                 let keep = match format {
                     // An Arrow IPC file holds one dictionary a column; other formats, one a batch.
@@ -263,10 +265,7 @@ fn dim_i32(dim: usize) -> i32 {
 }
 
 /// The vectors, null where a row has an error.
-fn vector_column(
-    errors: &[Option<String>],
-    vectors: Vectors,
-) -> Result<ArrayRef, ArrowError> {
+fn vector_column(errors: &[Option<String>], vectors: Vectors) -> Result<ArrayRef, ArrowError> {
     let mut values = vectors.values;
     for (index, _) in errors.iter().enumerate().filter(|(_, error)| error.is_some()) {
         values[index * vectors.dim..(index + 1) * vectors.dim].fill(0.0);

@@ -202,7 +202,10 @@ mod tests {
             (b"a\rb\n", vec![some("a\rb")]),
             (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", vec![some("a"), some("\u{feff}b")]),
             (b"12345\r\n123456\n1", vec![some("12345"), None, some("1")]),
-            (b"1\n12345678901234\n\n123456\n12\n", vec![some("1"), None, some(""), None, some("12")]),
+            (
+                b"1\n12345678901234\n\n123456\n12\n",
+                vec![some("1"), None, some(""), None, some("12")],
+            ),
             (b"12345678", vec![None]),
             (b"1\n1234567", vec![some("1"), None]),
         ];

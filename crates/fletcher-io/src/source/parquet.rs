@@ -250,7 +250,8 @@ impl Ahead {
                 }
                 None => {
                     let made = self.receivers[self.turn].recv();
-                    self.current = made.unwrap_or_else(|_| panic!("a thread that decodes panicked"));
+                    self.current =
+                        made.unwrap_or_else(|_| panic!("a thread that decodes panicked"));
                     self.turn = (self.turn + 1) % self.receivers.len();
                 }
             }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
-    OnError, SinkError, SourceError, SourceOptions, Vectors, create_sink, is_panic_expected, open_source,
+    OnError, SinkError, SourceError, SourceOptions, Vectors, create_sink, is_panic_expected,
+    open_source,
 };
 use serde_json::json;
 

@@ -562,7 +562,7 @@ mod tests {
             assert_eq!(limits.bytes, ChunkLimits::default().bytes);
             (limits.rows, lanes)
         };
-        // Two cores; a card that one kernel fills; wide vectors; a card with a worker for each core.
+        // Two cores; a card that one kernel fills; wide vectors; as many workers as cores.
         assert_eq!(pace(2 * 1024, true, 128), (4096, 2));
         assert_eq!(pace(8 * 65536, false, 128), (32768, 4));
         assert_eq!(pace(8 * 65536, false, 1024), (4096, 4));
