@@ -202,15 +202,6 @@ DEVICE void normalise_and_lay(float (&d)[HALF / 2], const float (&factor)[2], co
   }
 }
 
-template <int N> DEVICE void begin_with(float (&d)[N / 2], u32 bias) {
-  bias += lane_now() % 4 * 8;
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    float2 b = pair_at(bias, j);
-    d[4 * j] = d[4 * j + 2] = b.x;
-    d[4 * j + 1] = d[4 * j + 3] = b.y;
-  }
-}
 DEVICE void begin_with(float (&d)[HALF / 2], const float* bias) {
 #pragma unroll
   for (int j = 0; j < HALF / 8; ++j) {

@@ -31,15 +31,6 @@ enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3, GATE = 4 };
 
 constexpr int TOGETHER = 6;
 
-DEVICE u32 of_block(u32 address, u32 rank) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 constexpr int M = 128, K = 64, STAGE_ROW = 144;
 
 template <int N> struct Shape {
@@ -117,18 +108,14 @@ DEVICE void normalise(float (&d)[N / 2], float2 (&told)[TOGETHER][M], u32 all_to
       asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there + 64 * h), "f"(mean[h]), "f"(squares[h]) : "memory");
   }
   __syncwarp();
-  if (lane < TOGETHER)
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(of_block(all_told, lane)) : "memory");
+  if (lane < TOGETHER) barrier_arrive_there(of_block(all_told, lane));
   float2 by[N / 8], plus[N / 8]; // asked for before the wait
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     by[j] = __ldg((const float2*)(scale + j * 8 + 2 * t));
     plus[j] = __ldg((const float2*)(shift + j * 8 + 2 * t));
   }
-  asm volatile(
-      "{ .reg .pred p;\n"
-      "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(all_told), "r"(parity) : "memory");
+  barrier_wait_for_others(all_told, parity);
   float factor[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {

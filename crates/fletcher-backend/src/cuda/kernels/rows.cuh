@@ -33,6 +33,17 @@ DEVICE float2 pair_at(u32 values, int j) {
   return v;
 }
 
+// Sums begin with the bias.
+template <int N> DEVICE void begin_with(float (&d)[N / 2], u32 bias) {
+  bias += lane_now() % 4 * 8;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 b = pair_at(bias, j);
+    d[4 * j] = d[4 * j + 2] = b.x;
+    d[4 * j + 1] = d[4 * j + 3] = b.y;
+  }
+}
+
 // d += 64 columns of 16 rows of a swizzled tile; these are the `BLOCK`th of d.
 template <class T, int BLOCK> DEVICE void add_tile(float (&d)[HALF / 2], u32 tile, int row) {
   int lane = threadIdx.x % 32;

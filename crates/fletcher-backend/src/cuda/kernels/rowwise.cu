@@ -115,17 +115,6 @@ template <int PAIR> DEVICE void produce(const RowwiseArgs& p, Ring ring, int fir
   }
 }
 
-// Sums begin with the bias.
-DEVICE void begin_with(float (&d)[HALF / 2], u32 bias) {
-  bias += lane_now() % 4 * 8;
-#pragma unroll
-  for (int j = 0; j < HALF / 8; ++j) {
-    float2 b = pair_at(bias, j);
-    d[4 * j] = d[4 * j + 2] = b.x;
-    d[4 * j + 1] = d[4 * j + 3] = b.y;
-  }
-}
-
 // d += what three tiles of the state hold.
 template <class T> DEVICE void add_residual(float (&d)[HALF / 2], Ring& ring, int row) {
   auto add = [&](auto add_one) {
@@ -159,12 +148,6 @@ template <class T, int SECOND> DEVICE void store_sums(const float (&d)[64], u32 
     rows.store(w, 32 * group);
   }
 }
-// The other block of the pair: its shared memory, and a barrier there.
-DEVICE u32 of_peer(u32 address, u32 rank) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank ^ 1));
-  return there;
-}
 
 template <class T, int SECOND, int PAIR>
 DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchange, u32 exchanged, int first, int count,
@@ -182,8 +165,8 @@ DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchang
   for (int tile = first; tile < tiles; tile += count, turn ^= 1) {
     float d0[HALF / 2], d1[HALF / 2];
     u32 held = 0;
-    begin_with(d0, parameters);
-    begin_with(d1, parameters + 4 * HALF);
+    begin_with<HALF>(d0, parameters);
+    begin_with<HALF>(d1, parameters + 4 * HALF);
 #pragma unroll 1
     for (int k = 0; k < p.k; k += 64) {
       ring.wait();
@@ -212,19 +195,15 @@ DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchang
     factor[0] = quad_sum(factor[0]);
     factor[1] = quad_sum(factor[1]);
     if (PAIR == 2) {
-      u32 mine = exchange + (turn * ROWS + row + lane / 4) * 8, rank = blockIdx.x % 2, there = of_peer(mine, rank);
+      u32 mine = exchange + (turn * ROWS + row + lane / 4) * 8, other_rank = blockIdx.x % 2 ^ 1;
+      u32 there = of_block(mine, other_rank);
       if (lane % 4 == 0) {
         asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(mean[0]), "f"(factor[0]) : "memory");
         asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there + 64), "f"(mean[1]), "f"(factor[1]) : "memory");
       }
       __syncwarp();
-      if (lane == 0)
-        asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                         of_peer(exchanged, rank)) : "memory");
-      asm volatile(
-          "{ .reg .pred p;\n"
-          "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-          "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(exchanged), "r"(turn) : "memory");
+      if (lane == 0) barrier_arrive_there(of_block(exchanged, other_rank));
+      barrier_wait_for_others(exchanged, turn);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float other, squares;
@@ -311,10 +290,7 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
     barrier_init(exchanged, 8);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  auto pair_sync = [] {
-    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-  };
-  if (PAIR == 2) pair_sync();
+  if (PAIR == 2) cluster_sync();
   else __syncthreads();
   release_next();
   Ring ring = {tiles_at, full, empty, 0, 0};
@@ -332,7 +308,7 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
   // A block's shared memory stays until its peer has no more to write there.
   if (PAIR == 2) {
     __syncwarp();
-    pair_sync();
+    cluster_sync();
   }
 }
 

@@ -329,6 +329,26 @@ template <> DEVICE void warpgroup_mma_shared<Bf16, 64>(float (&d)[32], u64 a, u6
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
+// Of a cluster of blocks: the same place in another's shared memory, a barrier there, the wait at one
+// that others arrive at, and a barrier of all threads.
+DEVICE u32 of_block(u32 address, u32 rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+DEVICE void barrier_arrive_there(u32 there) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+DEVICE void barrier_wait_for_others(u32 at, u32 parity) {
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(at), "r"(parity) : "memory");
+}
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // Tiles of a matrix by the copy engine: 64 columns of the tensor map's rows, swizzled, from a column
 // and a row on. The barrier counts the bytes.
 struct alignas(64) TensorMap {
