@@ -18,18 +18,19 @@ const FOLDER: &str = "crates/fletcher-backend/src/cuda/kernels";
 const REPORT: &str = "cubins.tsv";
 /// A bundle's source and the architectures it is compiled for. Code for `sm_80` also runs on the
 /// later 8.x, that for `sm_100` on 10.x and that for `sm_120` on 12.x.
-const BUNDLES: [(&str, &[&str]); 6] = [
+const BUNDLES: [(&str, &[&str]); 7] = [
     ("feedforward", &["90a"]),
     ("fused", &["80", "90a", "100", "120"]),
     ("general", &["80", "90a", "100", "120"]),
     ("hopper", &["90a"]),
     ("layers", &["90a"]),
     ("rowwise", &["90a"]),
+    ("self_attention", &["90a"]),
 ];
 /// Compiler flags besides the architectures.
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "--compress-mode=size", "-Xptxas=-v"];
 /// Kernels that may spill, and how many bytes: a ratchet.
-const SPILLS: [(&str, u32); 6] = [
+const SPILLS: [(&str, u32); 7] = [
     ("attention_plain_f32", 4),
     // Around the norms, once for 128 rows; none in the loops of products.
     ("feedforward_", 180),
@@ -37,6 +38,7 @@ const SPILLS: [(&str, u32); 6] = [
     ("hopper_gate_turns192_", 8),
     ("hopper_norm_", 8),
     ("rowwise_", 160),
+    ("self_attention", 32),
 ];
 
 /// Compiles all bundles and writes the report.

@@ -2,7 +2,8 @@
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
-//! [--rowwise 0|1] [--tokens N] [--seconds S] [--profile ROWS] [--linear TOKENS]`
+//! [--rowwise 0|1] [--self-attention 0|1] [--tokens N] [--seconds S] [--profile ROWS]
+//! [--linear TOKENS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler. `--linear` times the
 //! layer's linear layers alone, over so many tokens.
@@ -262,6 +263,7 @@ fn main() {
             "--groups" => options.groups = number() as usize,
             "--tile" => options.tile = Some(number() as usize),
             "--rowwise" => options.rowwise = Some(number() != 0.0),
+            "--self-attention" => options.self_attention = Some(number() != 0.0),
             "--tokens" => tokens = number() as usize,
             "--profile" => profile = number() as usize,
             "--linear" => linear = number() as usize,
@@ -333,7 +335,7 @@ fn main() {
         }
         let large: &[usize] = match &name[..] {
             "tiny" => &[264, 792, 1056, 4224, 8192],
-            _ => &[264, 1056],
+            _ => &[264, 528, 1056],
         };
         for &rows in large {
             for workers in [1, 2, 4, 8] {

@@ -11,6 +11,7 @@ use fletcher_backend::cuda::{Cuda, CudaOptions};
 use fletcher_core::backend::Precision;
 use fletcher_core::conformance;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
+use fletcher_core::spec::{EncoderSpec, LayerSpec, Position};
 
 /// Formats with what rounding to them may change: in states of order 1, and in a unit vector's
 /// cosine.
@@ -141,6 +142,50 @@ fn rowwise_layers_repeat() {
         let options = CudaOptions { precision, rowwise: Some(true), ..CudaOptions::default() };
         let Some(cuda) = open(options) else { return };
         conformance::repeats(&cuda, &spec, &lengths).unwrap();
+    }
+}
+
+/// Queries, keys and values and the attention over them as one kernel, for heads of either width,
+/// states that stay in a block and such that stream, queries and keys with and without rotation, and
+/// windows: sequences that fill tiles, that share them, that end within sixteen rows, and so many
+/// that warpgroups take turns.
+#[test]
+fn self_attention() {
+    let rotary = |hidden, heads, window| {
+        let bert = conformance::bert_like(hidden, heads, 512, 128);
+        let layer = LayerSpec { window, rotary_theta: 10_000.0, attention_norm: true };
+        let layers = vec![layer, LayerSpec { window: None, ..bert.layers[0].clone() }];
+        EncoderSpec { layers, position: Position::Rotary, ..bert }
+    };
+    let specs = [
+        conformance::bert_like(384, 12, 512, 128),
+        conformance::bert_like(384, 6, 512, 128),
+        conformance::bert_like(768, 12, 512, 128),
+        rotary(256, 8, Some(20)),
+        rotary(768, 12, Some(50)),
+    ];
+    let ones = [1; 130];
+    let batches: [&[usize]; 6] =
+        [&[64, 64], &[1], &[128], &[127, 1, 1], &[100, 28, 17, 1, 128, 33, 16, 15, 2], &ones];
+    let many: Vec<usize> = (0..300).map(|i| 1 + i * 37 % 128).collect();
+    for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
+        for spec in &specs {
+            let options = CudaOptions { precision, ..CudaOptions::default() };
+            let Some(cuda) = open(CudaOptions { self_attention: Some(true), ..options }) else {
+                return;
+            };
+            let what = format!("{} wide, {:?}, {precision:?}", spec.hidden, spec.position);
+            let say = |lengths: &str, worst: f64| {
+                eprintln!("{what}, {lengths}: {worst:e}");
+                assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
+            };
+            for lengths in batches {
+                let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
+                say(&format!("{lengths:?}"), worst);
+            }
+            say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
+            conformance::repeats(&cuda, spec, &many).unwrap();
+        }
     }
 }
 

@@ -345,17 +345,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
         let input = self.pre_norm(arena, model, layer.attention_norm.as_ref())?;
-        let (store, add) = (Epilogue::Store, Epilogue::Accumulate);
-        let (qkv, out) = (&layer.qkv, &layer.attention_out);
-        self.linear(arena, LinearOp { weight: qkv, input, output: Slot::Qkv, epilogue: store })?;
-        if let Some(rotary) = &layer.rotary {
-            self.rotary(arena, rotary, batch)?;
-        }
-        let relative = model.relative_bias.as_ref();
-        self.attention(arena, AttentionOp { relative, window: layer.window }, batch)?;
+        self.self_attention(arena, model, layer, input, batch)?;
+        let (weight, epilogue) = (&layer.attention_out, Epilogue::Accumulate);
         let (input, output) = (Slot::Context, Slot::Hidden);
-        self.linear(arena, LinearOp { weight: out, input, output, epilogue: add })?;
+        self.linear(arena, LinearOp { weight, input, output, epilogue })?;
         self.post_norm(arena, model, layer.attention_norm.as_ref())
+    }
+
+    /// The queries, keys and values of a slot's rows and the attention over them, which it leaves in
+    /// [`Slot::Context`]; the default body is its definition. What it leaves in [`Slot::Qkv`] is not
+    /// said.
+    fn self_attention(
+        &self,
+        arena: &mut Self::Arena,
+        model: &EncoderWeights<Self>,
+        layer: &LayerWeights<Self>,
+        input: Slot,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        self_attention_by_operations(self, arena, model, layer, input, batch)
     }
 
     /// The feed-forward network; the default body is its definition.
@@ -434,6 +442,28 @@ pub trait Backend: Send + Sync + Sized + 'static {
             _ => Ok(()),
         }
     }
+}
+
+/// The definition of [`Backend::self_attention`]: for backends that fuse it for some batches and not
+/// for others.
+///
+/// # Errors
+/// When the device fails.
+pub fn self_attention_by_operations<B: Backend>(
+    backend: &B,
+    arena: &mut B::Arena,
+    model: &EncoderWeights<B>,
+    layer: &LayerWeights<B>,
+    input: Slot,
+    batch: &PackedBatch,
+) -> Result<(), BackendError> {
+    let (weight, output, epilogue) = (&layer.qkv, Slot::Qkv, Epilogue::Store);
+    backend.linear(arena, LinearOp { weight, input, output, epilogue })?;
+    if let Some(rotary) = &layer.rotary {
+        backend.rotary(arena, rotary, batch)?;
+    }
+    let relative = model.relative_bias.as_ref();
+    backend.attention(arena, AttentionOp { relative, window: layer.window }, batch)
 }
 
 /// The definition of [`Backend::encode`]: for backends that fuse some encoders and not others.

@@ -31,6 +31,9 @@ pub struct Arena {
     pub(super) tokens: usize,
     /// Of the current batch: pieces of 64 queries of one sequence.
     pub(super) items: usize,
+    /// Of the current batch: tiles of whole sequences, as many as fit into [`TILE`] rows; 0 where
+    /// one is longer.
+    pub(super) sequence_tiles: usize,
     /// In the order of [`Slot`].
     slots: [DeviceBuffer; 5],
     /// The slots' tiles of 128 rows, where there are kernels that read such.
@@ -72,9 +75,9 @@ impl Arena {
             let bytes = slot_rows.saturating_mul(stride(width(spec, slot)) * format.bytes());
             device.allocate(bytes, "a worker's activations")
         };
-        // Ids, positions, places, ends, offsets and four words for each item of work, of which
-        // there are at most as many as tokens.
-        let words = HEADER_WORDS + 9 * max_tokens + 64;
+        // Ids, positions, places, ends, offsets, tiles and four words for each item of work; of each
+        // of these there are at most as many as tokens.
+        let words = HEADER_WORDS + 10 * max_tokens + 64;
         let slots = [
             slot(Slot::Hidden)?,
             slot(Slot::Normed)?,
@@ -111,6 +114,7 @@ impl Arena {
             spec: spec.clone(),
             tokens: 0,
             items: 0,
+            sequence_tiles: 0,
             slots,
             maps,
             tiles,
@@ -131,7 +135,7 @@ impl Arena {
     pub(super) fn bytes_per_token(spec: &EncoderSpec, format: Format) -> usize {
         let slots = [Slot::Hidden, Slot::Normed, Slot::Qkv, Slot::Context, Slot::Inner];
         let widths: usize = slots.into_iter().map(|slot| stride(width(spec, slot))).sum();
-        widths * format.bytes() + 36
+        widths * format.bytes() + 40
     }
 
     /// A slot's address.
@@ -167,11 +171,17 @@ impl Arena {
         };
         let (ids, positions, places) = (part(tokens), part(tokens), part(tokens));
         let ends = part(tokens);
-        let (offsets, end) = (part(rows + 1), part(0));
+        let (offsets, starts, end) = (part(rows + 1), part(rows + 1), part(0));
         let work = end.next_multiple_of(4); // items are read as 16 bytes
         words[ids..ids + tokens].copy_from_slice(batch.ids());
         let mut item = work;
+        let (mut tiles, mut tile_end, mut longest) = (0, 0, 0);
         for (row, sequence) in batch.sequences().enumerate() {
+            longest = longest.max(sequence.len());
+            if sequence.end > tile_end {
+                words[starts + tiles] = sequence.start as u32;
+                (tiles, tile_end) = (tiles + 1, sequence.start + TILE);
+            }
             words[offsets + row] = sequence.start as u32;
             let learned = learned_rows(&batch.ids()[sequence.clone()], position_offset);
             for ((place, token), position) in sequence.clone().enumerate().zip(learned) {
@@ -187,10 +197,13 @@ impl Arena {
             }
         }
         words[offsets + rows] = tokens as u32;
+        words[starts + tiles] = tokens as u32;
+        self.sequence_tiles = if longest <= TILE { tiles } else { 0 };
         self.items = (item - work) / 4;
         self.tokens = tokens;
-        let header = [tokens, rows, self.items, 0, ids, positions, places, offsets, work, ends];
-        for (word, value) in words.iter_mut().zip(header) {
+        let counts = [tokens, rows, self.items, self.sequence_tiles];
+        let parts = [ids, positions, places, offsets, work, ends, starts];
+        for (word, value) in words.iter_mut().zip(counts.into_iter().chain(parts)) {
             *word = value as u32;
         }
         // SAFETY: the staging buffer is not touched before the wait at the next batch.

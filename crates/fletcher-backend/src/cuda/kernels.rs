@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use fletcher_core::backend::BackendError;
+use fletcher_core::backend::{BackendError, Pooling};
+use fletcher_core::spec::Activation;
 
 use super::device::{Device, Kernel, Module, Start};
 use super::tensor_map::{Matrix, TensorMap};
@@ -15,6 +16,7 @@ const LAYERS: &[u8] = include_bytes!("kernels/layers.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
 const FEEDFORWARD: &[u8] = include_bytes!("kernels/feedforward.fatbin");
+const SELF_ATTENTION: &[u8] = include_bytes!("kernels/self_attention.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
 pub(super) const TILE: usize = 128;
@@ -78,6 +80,9 @@ pub(super) struct Kernels {
     pub(super) rowwise: Option<Rowwise>,
     /// What lies between two attentions; where `rowwise` is.
     pub(super) feedforward: Option<Kernel>,
+    /// Queries, keys and values and the attention over them, for the head widths of
+    /// [`SELF_ATTENTION_HEADS`]; on Hopper, in the 16-bit formats.
+    pub(super) self_attention: Option<[SelfAttention; SELF_ATTENTION_HEADS.len()]>,
     _modules: Vec<Module>,
 }
 
@@ -129,6 +134,32 @@ const FEEDFORWARD_PARAMETERS: usize = 2752;
 /// parameters.
 pub(super) const FEEDFORWARD_SHARED: usize =
     TILE * 2 * ROWWISE_WIDTH + 5 * ROWWISE_WIDTH / 2 * 128 + 14 * 8 + 4 * FEEDFORWARD_PARAMETERS;
+
+/// Widths of heads that the `self_attention` kernels take.
+pub(super) const SELF_ATTENTION_HEADS: [usize; 2] = [32, 64];
+/// Columns of each projection that such a kernel makes at a time.
+pub(super) const SELF_ATTENTION_COLUMNS: usize = 64;
+/// Most columns of a state of which a block of it keeps a tile.
+pub(super) const SELF_ATTENTION_KEPT: usize = 384;
+
+/// Queries, keys and values and the attention over them, for heads of one width.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SelfAttention {
+    /// Where tiles of the state stay in shared memory: shared, and in turns.
+    pub(super) keep: [Kernel; 2],
+    /// Where they come with the weights' tiles, the same.
+    pub(super) stream: [Kernel; 2],
+}
+
+impl SelfAttention {
+    /// Shared memory of a block: keys and values, and four stages of weights with their tiles of
+    /// the state or beside all tiles of it.
+    pub(super) const KEEP_SHARED: usize = Self::OPERANDS + 4 * Self::WEIGHTS + 6 * Self::STATE;
+    pub(super) const STREAM_SHARED: usize = Self::OPERANDS + 4 * (Self::WEIGHTS + Self::STATE);
+    const OPERANDS: usize = 2 * TILE * 128;
+    const WEIGHTS: usize = 3 * SELF_ATTENTION_COLUMNS * 128;
+    const STATE: usize = TILE * 128;
+}
 
 /// Tiles of a weight as the `feedforward` kernel reads them.
 #[derive(Debug, Clone, Copy)]
@@ -281,6 +312,29 @@ impl Kernels {
             }
             None => None,
         };
+        let self_attention = match hopper {
+            Some(_) => {
+                let module = device.load(SELF_ATTENTION, Start::Early)?;
+                let one = |dim: usize| {
+                    let kernel = |from: &str, way: &str, shared| {
+                        let format = format.name();
+                        module.kernel(&format!("self_attention{dim}_{from}_{way}_{format}"), shared)
+                    };
+                    let both = |from, shared| {
+                        Ok([kernel(from, "shared", shared)?, kernel(from, "turns", shared)?])
+                    };
+                    Ok::<_, BackendError>(SelfAttention {
+                        keep: both("keep", SelfAttention::KEEP_SHARED)?,
+                        stream: both("stream", SelfAttention::STREAM_SHARED)?,
+                    })
+                };
+                let [narrow, wide] = SELF_ATTENTION_HEADS;
+                let found = [one(narrow)?, one(wide)?];
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
+        };
         let layers = match hopper {
             Some(_) => {
                 let module = device.load(LAYERS, Start::Early)?;
@@ -317,6 +371,7 @@ impl Kernels {
             hopper_norm,
             rowwise,
             feedforward,
+            self_attention,
             _modules: {
                 modules.extend([general, small]);
                 modules
@@ -361,6 +416,42 @@ impl FusedPlan {
         let most = if groups == 1 { 4 } else { 8 };
         let stages = (available.saturating_sub(kept + STATIC) / 16_384).clamp(2, most);
         Self { stages, shared_bytes: kept + stages * 16_384 }
+    }
+}
+
+/// `Logistic` in `kernels/common.cuh`, of the activations that are one; GELU as `gelu` has it.
+pub(super) fn logistic(activation: Activation) -> Option<[f32; 3]> {
+    use std::f32::consts::{FRAC_2_PI, LOG2_E};
+    let tanh = -2.0 * FRAC_2_PI.sqrt() * LOG2_E;
+    match activation {
+        Activation::GeluErf => Some([-2.303_318, -0.105_061_02, 0.0007714342]),
+        Activation::GeluTanh => Some([tanh, 0.044715 * tanh, 0.0]),
+        Activation::Silu => Some([-LOG2_E, 0.0, 0.0]),
+        Activation::Relu | Activation::Tanh | Activation::Identity => None,
+    }
+}
+
+/// `enum Activation` in `kernels/common.cuh`.
+pub(super) fn number(activation: Activation) -> i32 {
+    match activation {
+        Activation::GeluErf => 0,
+        Activation::GeluTanh => 1,
+        Activation::Silu => 2,
+        Activation::Relu => 3,
+        Activation::Tanh => 4,
+        Activation::Identity => 5,
+    }
+}
+
+/// `enum Pooling` in the kernels.
+pub(super) fn pooling(mode: Pooling) -> i32 {
+    match mode {
+        Pooling::Cls => 0,
+        Pooling::Max => 1,
+        Pooling::Mean => 2,
+        Pooling::MeanSqrtLen => 3,
+        Pooling::WeightedMean => 4,
+        Pooling::LastToken => 5,
     }
 }
 
@@ -412,6 +503,11 @@ arguments! {
         qkv: u64, context: u64, relative: u64, batch: u64,
         heads: i32, head_dim: i32, stride: i32, context_stride: i32,
         window: i32, positions: i32, scale: f32,
+    }
+    /// `SelfAttentionArgs`.
+    SelfAttentionArguments {
+        x: TensorMap, w: TensorMap, bias: u64, cos_sin: u64, context: u64, batch: u64,
+        k: i32, width: i32, stride: i32, window: i32, scale: f32,
     }
     /// `PoolArgs`.
     PoolArguments {

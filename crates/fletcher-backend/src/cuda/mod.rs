@@ -18,6 +18,7 @@ mod kernels;
 mod layers;
 mod ops;
 mod rowwise;
+mod self_attention;
 mod small;
 mod tensor_map;
 
@@ -49,6 +50,9 @@ pub struct CudaOptions {
     /// Whether layers go by the kernels that keep whole rows, for measurements; what the card has
     /// to do says by default.
     pub rowwise: Option<bool>,
+    /// Whether queries, keys and values and the attention over them go as one kernel where there is
+    /// one, for measurements; what the batch's sequences leave of tiles says by default.
+    pub self_attention: Option<bool>,
 }
 
 /// The NVIDIA backend.
@@ -60,6 +64,7 @@ pub struct Cuda {
     groups: usize,
     tile: Option<usize>,
     rowwise: Option<bool>,
+    self_attention: Option<bool>,
     loads: arena::Loads,
     workers: usize,
     cores: usize,
@@ -91,9 +96,20 @@ impl Cuda {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = cores.clamp(2, WORKERS_MAX);
         let cores = cores.max(workers);
-        let CudaOptions { groups, tile, rowwise, .. } = options;
+        let CudaOptions { groups, tile, rowwise, self_attention, .. } = options;
         let loads = arena::Loads::default();
-        Ok(Self { kernels, device, format, groups, tile, rowwise, loads, workers, cores })
+        Ok(Self {
+            kernels,
+            device,
+            format,
+            groups,
+            tile,
+            rowwise,
+            self_attention,
+            loads,
+            workers,
+            cores,
+        })
     }
 
     /// How many cards the driver has.

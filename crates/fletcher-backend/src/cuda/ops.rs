@@ -2,9 +2,9 @@
 
 use fletcher_core::backend::{
     AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, Epilogue, LinearOp,
-    LinearSource, NormOp, PoolOp, Pooling, Slot,
+    LinearSource, NormOp, PoolOp, Slot, self_attention_by_operations,
 };
-use fletcher_core::encoder::EncoderWeights;
+use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
 use fletcher_core::spec::{Activation, EncoderSpec, rotary_table};
 use fletcher_core::weights::{StoredDtype, Tensor};
@@ -14,10 +14,14 @@ use super::device::{DeviceBuffer, Grid};
 use super::kernels::{
     AttentionArguments, EmbedArguments, FeedForwardTiles, Format, HEAD_DIM_MAX, HOPPER_TILES,
     HOPPER_WIDTHS, HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments,
-    PoolArguments, RotaryArguments, TILE, Way, WidenArguments, tiled_blocks, tiled_shared,
+    PoolArguments, RotaryArguments, TILE, Way, WidenArguments, logistic, number, pooling,
+    tiled_blocks, tiled_shared,
 };
 use super::tensor_map::Matrix;
-use super::{Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, rowwise, small, stride};
+use super::{
+    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, rowwise, self_attention, small,
+    stride,
+};
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
 /// few enough that a block's activations mostly stay in the L2 cache from one operation to the
@@ -471,6 +475,20 @@ impl Backend for Cuda {
         unsafe { arena.stream.launch(kernel, grid, &arguments) }
     }
 
+    fn self_attention(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        layer: &LayerWeights<Self>,
+        input: Slot,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        match self_attention::launch(self, arena, model, layer, input)? {
+            true => Ok(()),
+            false => self_attention_by_operations(self, arena, model, layer, input, batch),
+        }
+    }
+
     fn encode(
         &self,
         arena: &mut Arena,
@@ -577,41 +595,5 @@ impl Backend for Cuda {
             out.copy_from_slice(&arena.output.floats()[..out.len()]);
         }
         Ok(())
-    }
-}
-
-/// `Logistic` in `kernels/common.cuh`, of the activations that are one; GELU as `gelu` has it.
-fn logistic(activation: Activation) -> Option<[f32; 3]> {
-    use std::f32::consts::{FRAC_2_PI, LOG2_E};
-    let tanh = -2.0 * FRAC_2_PI.sqrt() * LOG2_E;
-    match activation {
-        Activation::GeluErf => Some([-2.303_318, -0.105_061_02, 0.0007714342]),
-        Activation::GeluTanh => Some([tanh, 0.044715 * tanh, 0.0]),
-        Activation::Silu => Some([-LOG2_E, 0.0, 0.0]),
-        Activation::Relu | Activation::Tanh | Activation::Identity => None,
-    }
-}
-
-/// `enum Activation` in `kernels/common.cuh`.
-fn number(activation: Activation) -> i32 {
-    match activation {
-        Activation::GeluErf => 0,
-        Activation::GeluTanh => 1,
-        Activation::Silu => 2,
-        Activation::Relu => 3,
-        Activation::Tanh => 4,
-        Activation::Identity => 5,
-    }
-}
-
-/// `enum Pooling` in the kernels.
-pub(super) fn pooling(mode: Pooling) -> i32 {
-    match mode {
-        Pooling::Cls => 0,
-        Pooling::Max => 1,
-        Pooling::Mean => 2,
-        Pooling::MeanSqrtLen => 3,
-        Pooling::WeightedMean => 4,
-        Pooling::LastToken => 5,
     }
 }

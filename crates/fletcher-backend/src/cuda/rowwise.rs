@@ -17,7 +17,7 @@ use super::kernels::{
 };
 use super::ops::address;
 use super::tensor_map::TensorMap;
-use super::{Cuda, Linear, Norm};
+use super::{Cuda, Linear, Norm, self_attention};
 
 /// A block's 128 rows take as long however many blocks there are. While the card has fewer tokens
 /// to encode than this share of what fills it once, in eighths, clusters are faster, which deal out
@@ -88,22 +88,25 @@ pub(super) fn encode(
     let relative = model.relative_bias.as_ref();
     let chained = filled && chained(model);
     let whole = chained && feedforward_takes(&model.spec);
+    // A layer ends with the next one's projections where attention does not make them itself.
+    let attends = |layer| self_attention::takes(cuda, arena, model, layer, Slot::Hidden);
+    let with_next = chained && !model.layers.iter().all(attends);
     let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
         true => launch(cuda, arena, blocks, op),
         false => launch_cluster(cuda, arena, op),
     };
-    let store = Epilogue::Store;
     for (index, layer) in model.layers.iter().enumerate() {
         let Some(attention_norm) = &layer.attention_norm else { return Ok(false) };
-        if index == 0 || !chained {
-            let (weight, input, output) = (&layer.qkv, Slot::Hidden, Slot::Qkv);
-            cuda.linear(arena, LinearOp { weight, input, output, epilogue: store })?;
+        // The projections are there already where the layer before ended with them.
+        if index == 0 || !with_next {
+            cuda.self_attention(arena, model, layer, Slot::Hidden, batch)?;
+        } else {
+            if let Some(rotary) = &layer.rotary {
+                cuda.rotary(arena, rotary, batch)?;
+            }
+            cuda.attention(arena, AttentionOp { relative, window: layer.window }, batch)?;
         }
-        if let Some(rotary) = &layer.rotary {
-            cuda.rotary(arena, rotary, batch)?;
-        }
-        cuda.attention(arena, AttentionOp { relative, window: layer.window }, batch)?;
-        let next = model.layers.get(index + 1).filter(|_| chained);
+        let next = model.layers.get(index + 1).filter(|_| with_next);
         if whole {
             launch_whole(cuda, arena, layer, attention_norm, next.map(|next| &next.qkv))?;
             continue;
@@ -257,10 +260,10 @@ fn launch(
         columns: columns as i32,
         eps: op.norm.eps,
     };
-    // A block for each tile. The kernels would go on to a second one and save its start, but that
-    // has not been seen to be right on a card since their ring holds steps of four slots.
+    // A block goes on to its second tile sooner than another would begin with it.
+    let at_once = cuda.device.limits().multiprocessors / blocks;
     let grid = Grid {
-        blocks: (arena.tokens.div_ceil(TILE) * blocks, 1),
+        blocks: (arena.tokens.div_ceil(TILE).min(at_once) * blocks, 1),
         threads: 384,
         shared_bytes: ROWWISE_SHARED,
     };

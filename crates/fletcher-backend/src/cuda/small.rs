@@ -14,8 +14,7 @@ use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement, Position, lear
 
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
-use super::kernels::{ArrangeArguments, Format, FusedArguments, FusedPlan};
-use super::ops::pooling;
+use super::kernels::{ArrangeArguments, Format, FusedArguments, FusedPlan, pooling};
 use super::{Cuda, Linear, Norm};
 
 /// The one shape that the kernel is written for.

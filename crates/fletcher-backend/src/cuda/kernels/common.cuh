@@ -225,8 +225,8 @@ DEVICE void quad_transpose(u32 (&w)[4]) {
 
 // A batch as the host lays it out: this header, then the arrays it points into (word indices).
 struct Batch {
-  u32 tokens, rows, items, unused;
-  u32 ids, positions, places, offsets, work, ends, pad[2];
+  u32 tokens, rows, items, tiles;
+  u32 ids, positions, places, offsets, work, ends, starts, pad;
 };
 DEVICE const u32* part(const Batch* b, u32 at) { return (const u32*)b + at; }
 

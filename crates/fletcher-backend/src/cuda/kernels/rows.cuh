@@ -19,14 +19,6 @@ template <class T> DEVICE void multiply(float (&d)[HALF / 2], u64 a, u64 b) {
   warpgroup_commit();
 }
 
-// The thread's lane, asked for anew each time: what follows from it is cheaper to compute again than
-// to keep beside the sums.
-DEVICE u32 lane_now() {
-  u32 lane;
-  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
-}
-
 DEVICE float2 pair_at(u32 values, int j) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(values + 32 * j));
