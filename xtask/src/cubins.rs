@@ -63,6 +63,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         if !output.status.success() {
             bail!("{name}.cu:\n{log}");
         }
+        // ptxas says so where it found that it must wait for each product of a warpgroup.
+        if let Some(line) = log.lines().find(|line| line.contains("serialized")) {
+            bail!("{name}.cu: {line}");
+        }
         resources.extend(read_resources(&log));
     }
     resources.sort();

@@ -24,6 +24,10 @@ use super::{Cuda, Linear, Norm, self_attention};
 /// columns too.
 const FILLED_MIN: usize = 5;
 
+/// Fewest columns of a first operand: with less, a warp could be a whole tile of rows ahead of
+/// another of its block, and tell a block of its pair twice of itself and not of the other.
+const COLUMNS_MIN: usize = 128;
+
 /// A linear layer, the residual sum with [`Slot::Hidden`], a norm, and perhaps another linear
 /// layer.
 struct RowwiseOp<'a> {
@@ -38,8 +42,9 @@ pub(super) fn takes(cuda: &Cuda, spec: &EncoderSpec) -> bool {
     cuda.kernels.rowwise.is_some()
         && (1..=2).any(|blocks| spec.hidden == blocks * ROWWISE_WIDTH)
         && spec.norm.placement == NormPlacement::Post
-        && spec.context_width().is_multiple_of(64)
-        && spec.intermediate.is_multiple_of(64)
+        && [spec.context_width(), spec.intermediate]
+            .into_iter()
+            .all(|columns| columns.is_multiple_of(64) && columns >= COLUMNS_MIN)
 }
 
 /// Blocks that share a row, if the kernels take the model.

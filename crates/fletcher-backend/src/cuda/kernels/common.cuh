@@ -246,22 +246,6 @@ DEVICE float activate(int activation, float x) {
   }
 }
 
-// The exact GELU, x * Phi(x), with Phi as a polynomial between -4.25 and 4.25 and 0 or 1 outside:
-// at most 4.6e-5 from the true value, a tenth of what rounding to f16 costs a number near 1.
-DEVICE float gelu_by_polynomial(float x) {
-  float c = fminf(fmaxf(x, -4.25f), 4.25f), u = c * c;
-  float p = 5.564813193581486e-11f;
-  p = fmaf(p, u, -5.3277107170401905e-09f);
-  p = fmaf(p, u, 2.2554091572146717e-07f);
-  p = fmaf(p, u, -5.626389793178532e-06f);
-  p = fmaf(p, u, 9.34182753553614e-05f);
-  p = fmaf(p, u, -0.0011085582664236426f);
-  p = fmaf(p, u, 0.009815962053835392f);
-  p = fmaf(p, u, -0.0663444772362709f);
-  p = fmaf(p, u, 0.3989023268222809f);
-  return x * __saturatef(fmaf(c, p, 0.5f));
-}
-
 // Activations that are x / (1 + 2^(x * (a + b * x^2 + c * x^4))). SiLU and GELU's tanh form are so by
 // definition.
 struct Logistic {
@@ -274,9 +258,8 @@ DEVICE float logistic(float x, Logistic by) {
   return x * odds;
 }
 
-// The same as max(x, 0) - |x| * Phi(-|x|), with the logarithm of that Phi as a polynomial: at most
-// 5.5e-5 from the true value, a ninth of what rounding to f16 costs a number near 1. It takes half of
-// the polynomial's instructions, one of them the special functions' unit's.
+// The exact GELU, x * Phi(x), as max(x, 0) - |x| * Phi(-|x|), with the logarithm of that Phi as a
+// polynomial: at most 5.5e-5 from the true value, a ninth of what rounding to f16 costs a number near 1.
 DEVICE float gelu(float x) {
   float c = fabsf(x);
   float log2_phi = fmaf(fmaf(fmaf(-0.02488563f, c, -0.49882001f), c, -1.129246f), c, -1.0035317f);

@@ -297,7 +297,7 @@ DEVICE void finish_layer(Ring& ring, float (&x)[64], u32 (&state)[8][4], const u
     multiply_chunk<T, 64, 8>(ring, d, state, false);
     add_bias<64>(d, parameters + UP_BIAS + 64 * c);
 #pragma unroll
-    for (int i = 0; i < 32; ++i) d[i] = gelu_by_polynomial(d[i]);
+    for (int i = 0; i < 32; ++i) d[i] = gelu(d[i]);
     as_operand<T, 64>(a, d);
     multiply_chunk<T, 128, 4>(ring, x, a, c > 0);
   }
