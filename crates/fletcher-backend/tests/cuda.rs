@@ -146,9 +146,9 @@ fn rowwise_layers_repeat() {
 }
 
 /// Queries, keys and values and the attention over them as one kernel, for heads of either width,
-/// states that stay in a block and such that stream, queries and keys with and without rotation, and
-/// windows: sequences that fill tiles, that share them, that end within sixteen rows, and so many
-/// that warpgroups take turns.
+/// states that stay in a block and such that stream, queries and keys with and without rotation,
+/// and windows: sequences that fill tiles, that share them, that end within sixteen rows, and so
+/// many that warpgroups take turns.
 #[test]
 fn self_attention() {
     let rotary = |hidden, heads, window| {

@@ -352,9 +352,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         self.post_norm(arena, model, layer.attention_norm.as_ref())
     }
 
-    /// The queries, keys and values of a slot's rows and the attention over them, which it leaves in
-    /// [`Slot::Context`]; the default body is its definition. What it leaves in [`Slot::Qkv`] is not
-    /// said.
+    /// The queries, keys and values of a slot's rows and the attention over them, which it leaves
+    /// in [`Slot::Context`]; the default body is its definition. What it leaves in [`Slot::Qkv`]
+    /// is not said.
     fn self_attention(
         &self,
         arena: &mut Self::Arena,
@@ -444,8 +444,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 }
 
-/// The definition of [`Backend::self_attention`]: for backends that fuse it for some batches and not
-/// for others.
+/// The definition of [`Backend::self_attention`]: for backends that fuse it for some batches and
+/// not for others.
 ///
 /// # Errors
 /// When the device fails.

@@ -75,8 +75,8 @@ impl Arena {
             let bytes = slot_rows.saturating_mul(stride(width(spec, slot)) * format.bytes());
             device.allocate(bytes, "a worker's activations")
         };
-        // Ids, positions, places, ends, offsets, tiles and four words for each item of work; of each
-        // of these there are at most as many as tokens.
+        // Ids, positions, places, ends, offsets, tiles and four words for each item of work; of
+        // each of these there are at most as many as tokens.
         let words = HEADER_WORDS + 10 * max_tokens + 64;
         let slots = [
             slot(Slot::Hidden)?,

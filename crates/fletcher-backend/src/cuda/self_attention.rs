@@ -83,8 +83,8 @@ pub(super) fn launch(
 
     let (width, tiles) = (spec.context_width(), arena.sequence_tiles);
     let pieces = tiles * (width / SELF_ATTENTION_COLUMNS);
-    // A batch's share of the card; with others in flight at most a block for each tile, which is then
-    // read once.
+    // A batch's share of the card; with others in flight at most a block for each tile, which is
+    // then read once.
     let multiprocessors = cuda.device.limits().multiprocessors;
     let share = (multiprocessors / arena.in_flight).max(tiles);
     let blocks = pieces.min(share).min(multiprocessors);
@@ -108,8 +108,8 @@ pub(super) fn launch(
     };
     let grid = Grid { blocks: (blocks, 1), threads: 384, shared_bytes };
     // SAFETY: `SelfAttentionArgs`; the maps are of the slot and the weight, which has its bias on
-    // Hopper and three times `width` rows; the context has a row per token, and the rotary table one
-    // for every place that a sequence may have.
+    // Hopper and three times `width` rows; the context has a row per token, and the rotary table
+    // one for every place that a sequence may have.
     unsafe { arena.stream.launch(&kernel, grid, &arguments)? };
     Ok(true)
 }
