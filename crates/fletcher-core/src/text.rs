@@ -260,15 +260,14 @@ impl TextEncoder {
         files: &TextFiles,
         max_tokens: usize,
     ) -> Result<Self, TextError> {
-        let Definition { file, form, size, mut largest_id, special_ids, stand_ins, cut } =
-            definition;
+        let Definition { file, form, size, mut largest_id, special_ids, cut } = definition;
         let (runner, before, after) = match form {
             Form::WordPiece(wordpiece) => {
                 let (before, after) = wordpiece.frame();
                 let (before, after) = (before.to_vec(), after.to_vec());
                 (Runner::WordPiece(wordpiece), before, after)
             }
-            Form::Json(json) => {
+            Form::Json { json, stand_ins } => {
                 let tokenizer = tokenizers::from_json(&json)
                     .map_err(|error| TextError::Unsupported { file, message: error.to_string() })?;
                 let template = &tokenizer.get_post_processor().single;
@@ -508,7 +507,7 @@ impl TextEncoder {
         let build = || {
             let definition = Definition::read_json(&self.files).map_err(|e| e.to_string())?;
             match definition.form {
-                Form::Json(json) => tokenizers::from_json(&json).map_err(|e| e.to_string()),
+                Form::Json { json, .. } => tokenizers::from_json(&json).map_err(|e| e.to_string()),
                 Form::WordPiece(_) => {
                     Err("a tokenizer read for the crate is not in its form".into())
                 }

@@ -15,7 +15,7 @@
 //! | `cache` | the hub's cache layout on disk, shared with the Python package |
 //! | `client` | requests: redirects, tokens, retries |
 //! | `download` | one file: resume, check, place |
-//! | `pages` | pages that were read once leave memory |
+//! | `pages` | memory that was needed once is given back |
 //! | `error` | everything that can go wrong |
 //!
 //! Nothing in this crate reads an environment variable or prints.
@@ -37,7 +37,7 @@ pub use config::{HubConfig, ProxyConfig, RetryConfig, TokenSource};
 pub use error::HubError;
 pub use folder::{FolderError, ModelFolder};
 pub use name::ModelName;
-pub use pages::release_pages;
+pub use pages::{release_pages, release_start};
 pub use progress::{Progress, Silent};
 
 use std::path::Path;

@@ -54,9 +54,17 @@ pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
     Ok(embedder)
 }
 
+/// The model on its device, in a process that waits then: what only loading needed, code too, has
+/// left memory.
+pub(crate) fn load_to_wait(config: &ModelConfig) -> Result<Embedder, Failure> {
+    let embedder = load(config)?;
+    fletcher_hub::release_start();
+    Ok(embedder)
+}
+
 /// The model on its device, and its fingerprint taken, which reads all of the weights: in a process
 /// that stays, these too should leave memory again.
-pub(crate) fn load_to_stay(config: &ModelConfig) -> Result<Embedder, Failure> {
+pub(crate) fn load_with_fingerprint(config: &ModelConfig) -> Result<Embedder, Failure> {
     let (embedder, files) = load_files(config)?;
     embedder.model().fingerprint();
     files.release();

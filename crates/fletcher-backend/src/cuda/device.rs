@@ -70,13 +70,28 @@ fn check(code: cu::CUresult) -> Result<(), String> {
     }
 }
 
+/// Whether the system has the driver's library. On Linux every driver has it under the first name;
+/// the bindings try 34, all over the system's folders, and whoever has no card would wait for that
+/// at each start as long as for half of a small model's vocabulary.
+fn is_driver_installed() -> bool {
+    match cfg!(target_os = "linux") {
+        // It stays open for the bindings, which open it again.
+        true => ["libcuda.so.1", "libcuda.so"].iter().any(|name| {
+            // SAFETY: loads the system's library of that name, which runs nothing of ours.
+            let library = unsafe { libloading::Library::new(*name) };
+            library.map(std::mem::forget).is_ok()
+        }),
+        // SAFETY: as above.
+        false => unsafe { cu::is_culib_present() },
+    }
+}
+
 /// Opens the driver library and asks it for the number of cards.
 ///
 /// # Errors
 /// Why there is none to use.
 pub(super) fn card_count() -> Result<usize, String> {
-    // SAFETY: loads the system's library of that name, which runs nothing of ours.
-    if !unsafe { cu::is_culib_present() } {
+    if !is_driver_installed() {
         return Err("the NVIDIA driver (libcuda.so.1 or nvcuda.dll) is not installed".into());
     }
     // SAFETY: the library is there; these two calls exist in every driver.

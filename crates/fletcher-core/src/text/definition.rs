@@ -9,7 +9,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -67,8 +69,6 @@ pub(super) struct Definition {
     pub(super) largest_id: u32,
     /// Ids of the special tokens, ascending.
     pub(super) special_ids: Vec<u32>,
-    /// What to replace before the crate sees a text, if its pre-tokeniser is BERT's.
-    pub(super) stand_ins: Option<StandIns>,
     /// Where overlong texts are cut.
     pub(super) cut: Cut,
 }
@@ -80,7 +80,12 @@ pub(super) enum Form {
     WordPiece(Box<WordPiece>),
     /// Any other, by the `tokenizers` crate: the whole file in the crate's current format, without
     /// truncation and padding.
-    Json(String),
+    Json {
+        /// The file.
+        json: String,
+        /// What to replace before the crate sees a text, if its pre-tokeniser is BERT's.
+        stand_ins: Option<StandIns>,
+    },
 }
 
 /// Which part of an overlong text is left out.
@@ -106,10 +111,7 @@ impl Definition {
         Self::read_as(files, |_, vocabulary| Err(vocabulary))
     }
 
-    fn read_as(
-        files: &TextFiles,
-        recognise: fn(&Map<String, Value>, Vocabulary) -> Result<WordPiece, Vocabulary>,
-    ) -> Result<Self, TextError> {
+    fn read_as(files: &TextFiles, recognise: Recognise) -> Result<Self, TextError> {
         let config = match &files.tokenizer_config {
             Some(bytes) => parse::<Map<String, Value>>(TOKENIZER_CONFIG, bytes)?,
             None => Map::new(),
@@ -138,18 +140,13 @@ impl Definition {
             largest_id: source.ids.iter().map(|(_, id)| id).max().unwrap_or(0),
             special_ids: source.special_ids(),
             cut,
-            stand_ins: source.stand_ins(),
-            // An added token that is no piece would be found inside of words.
-            form: match source.ids.len() == source.pieces {
-                true => match recognise(&source.root, std::mem::take(&mut source.ids)) {
-                    Ok(wordpiece) => Form::WordPiece(Box::new(wordpiece)),
-                    Err(_) => Form::Json(source.canonical()?),
-                },
-                false => Form::Json(source.canonical()?),
-            },
+            form: source.form(recognise)?,
         })
     }
 }
+
+/// Takes a tokenizer over, or gives its vocabulary back.
+type Recognise = fn(&Map<String, Value>, Vocabulary) -> Result<WordPiece, Vocabulary>;
 
 /// A tokenizer file taken apart: the vocabulary as text, the rest as values.
 struct Source<'a> {
@@ -181,16 +178,49 @@ type Verbatim = BTreeMap<String, Box<RawValue>>;
 /// The same, as part of the file.
 type Borrowed<'a> = BTreeMap<String, &'a RawValue>;
 
+/// `tokenizer.json`, its model taken apart on the way: that is nearly all of the file, which would
+/// be read once more to find where it ends.
+struct Root<'a> {
+    model: Option<Borrowed<'a>>,
+    rest: Borrowed<'a>,
+}
+
+impl<'de> Deserialize<'de> for Root<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RootReader)
+    }
+}
+
+struct RootReader;
+
+impl<'de> Visitor<'de> for RootReader {
+    type Value = Root<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tokenizer, an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Root<'de>, A::Error> {
+        let mut root = Root { model: None, rest: Borrowed::new() };
+        while let Some(key) = map.next_key::<String>()? {
+            match &key[..] {
+                "model" => root.model = Some(map.next_value()?),
+                _ => drop(root.rest.insert(key, map.next_value()?)),
+            }
+        }
+        Ok(root)
+    }
+}
+
 impl<'a> Source<'a> {
     fn from_json(bytes: &'a [u8]) -> Result<Self, TextError> {
         let file = TOKENIZER_JSON;
-        let mut root: Borrowed<'a> = parse(file, bytes)?;
+        let Root { model, rest } = parse::<Root<'a>>(file, bytes)?;
         let missing = |what| move || malformed(file, format!("there is no `{what}`"));
-        let model = root.remove("model").ok_or_else(missing("model"))?;
-        let mut model: Borrowed<'a> = parse(file, model.get().as_bytes())?;
+        let mut model = model.ok_or_else(missing("model"))?;
         let vocab = model.remove("vocab").ok_or_else(missing("model.vocab"))?;
         let vocab = Cow::Borrowed(vocab);
-        let mut root = values(file, root)?;
+        let mut root = values(file, rest)?;
         root.insert("model".to_owned(), Value::Object(values(file, model)?));
         Self { file, root, vocab, ids: Vocabulary::default(), pieces: 0 }.with_ids()
     }
@@ -303,6 +333,19 @@ impl<'a> Source<'a> {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// What runs this tokenizer.
+    fn form(mut self, recognise: Recognise) -> Result<Form, TextError> {
+        // An added token that is no piece would be found inside of words.
+        if self.ids.len() == self.pieces {
+            match recognise(&self.root, std::mem::take(&mut self.ids)) {
+                Ok(wordpiece) => return Ok(Form::WordPiece(Box::new(wordpiece))),
+                Err(vocabulary) => self.ids = vocabulary,
+            }
+        }
+        let stand_ins = self.stand_ins();
+        Ok(Form::Json { json: self.canonical()?, stand_ins })
     }
 
     fn stand_ins(&self) -> Option<StandIns> {

@@ -18,6 +18,7 @@ pub(super) struct Vocabulary {
     bytes: String,
     /// Where each piece ends.
     ends: Vec<u32>,
+    /// The id of each piece; empty as long as that is its place, as it is in most files.
     ids: Vec<u32>,
     /// A power of two of them, at most half full.
     slots: Vec<Slot>,
@@ -88,13 +89,24 @@ impl Hash {
 }
 
 impl Vocabulary {
+    /// Room for as many pieces with so many bytes. What grows instead is copied, and leaves its
+    /// former places behind as holes in the heap.
+    fn with_capacity(pieces: usize, bytes: usize) -> Self {
+        Self {
+            bytes: String::with_capacity(bytes),
+            ends: Vec::with_capacity(pieces),
+            ids: Vec::new(),
+            slots: vec![Slot::FREE; Self::slots_for(pieces)],
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.ids.len()
+        self.ends.len()
     }
 
     /// All pieces with their ids.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.ids.iter().enumerate().map(|(entry, &id)| (self.piece(entry), id))
+        (0..self.len()).map(|entry| (self.piece(entry), self.id(entry)))
     }
 
     pub(super) fn get(&self, piece: &str) -> Option<u32> {
@@ -104,7 +116,22 @@ impl Vocabulary {
     /// The id of `prefix` with `rest` behind it, whose bytes together have this hash.
     #[inline]
     pub(super) fn find(&self, hash: Hash, prefix: &str, rest: &[u8]) -> Option<u32> {
-        self.lookup(hash, prefix, rest).map(|entry| self.ids[entry])
+        self.lookup(hash, prefix, rest).map(|entry| self.id(entry))
+    }
+
+    #[inline]
+    fn id(&self, entry: usize) -> u32 {
+        self.ids.get(entry).copied().unwrap_or(entry as u32)
+    }
+
+    fn set_id(&mut self, entry: usize, id: u32) {
+        if self.ids.is_empty() && id == entry as u32 {
+            return;
+        }
+        // Entries that have no id of their own yet: all, or the one that was added last.
+        let first = self.ids.len() as u32;
+        self.ids.extend(first..self.ends.len() as u32);
+        self.ids[entry] = id;
     }
 
     #[inline]
@@ -133,16 +160,17 @@ impl Vocabulary {
     pub(super) fn insert(&mut self, piece: &str, id: u32) {
         let hash = Hash::of(piece.as_bytes());
         if let Some(entry) = self.lookup(hash, "", piece.as_bytes()) {
-            self.ids[entry] = id;
+            self.set_id(entry, id);
             return;
         }
-        if self.slots.len() < 2 * (self.len() + 1) {
+        if self.slots.len() < Self::slots_for(self.len() + 1) {
             self.grow();
         }
         self.bytes.push_str(piece);
         self.ends.push(self.bytes.len() as u32);
-        self.ids.push(id);
-        Self::place(&mut self.slots, hash, self.ids.len() - 1);
+        let entry = self.len() - 1;
+        self.set_id(entry, id);
+        Self::place(&mut self.slots, hash, entry);
     }
 
     /// Gives back what growing has allocated beyond what is used.
@@ -158,9 +186,13 @@ impl Vocabulary {
         &self.bytes[start..self.ends[entry] as usize]
     }
 
+    /// Slots that so many pieces need: half of them stay free.
+    fn slots_for(pieces: usize) -> usize {
+        (2 * pieces).next_power_of_two().max(16)
+    }
+
     fn grow(&mut self) {
-        let size = (4 * (self.len() + 1)).next_power_of_two().max(16);
-        let mut slots = vec![Slot::FREE; size];
+        let mut slots = vec![Slot::FREE; Self::slots_for(2 * (self.len() + 1))];
         for entry in 0..self.len() {
             Self::place(&mut slots, Hash::of(self.piece(entry).as_bytes()), entry);
         }
@@ -179,7 +211,7 @@ impl Vocabulary {
 
 /// Pieces as a file lists them, before anything is known to be sound: `{"piece": id, …}`, or
 /// Unigram's `[["piece", score], …]`, which are numbered in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ListedPieces {
     pub(super) vocabulary: Vocabulary,
     /// The piece that is farthest beyond the limits, if one is.
@@ -212,7 +244,11 @@ struct Scored<'a>(#[serde(borrow)] Piece<'a>, #[allow(dead_code)] f64);
 impl ListedPieces {
     /// Reads the JSON text of a vocabulary.
     pub(super) fn read(json: &[u8], limits: PieceLimits) -> Result<Self, serde_json::Error> {
-        let mut pieces = Self::default();
+        // A piece has two quotation marks around it, and escaped ones make the guess a little larger.
+        let marks = json.iter().filter(|&&byte| byte == b'"').count();
+        let count = (marks / 2).min(limits.id as usize);
+        let vocabulary = Vocabulary::with_capacity(count, json.len());
+        let mut pieces = Self { vocabulary, absurd: None };
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         deserializer.deserialize_any(Reader { pieces: &mut pieces, limits })?;
         deserializer.end()?;
@@ -286,6 +322,34 @@ mod tests {
         let hash = Hash::of(b"##").feed(b'4').feed(b'2');
         assert_eq!(vocabulary.find(hash, "##", b"42"), vocabulary.get("##42"));
         assert_eq!(vocabulary.find(hash, "#!", b"42"), None);
+    }
+
+    #[test]
+    fn ids_in_order_take_no_memory_and_others_are_kept() {
+        let mut vocabulary = Vocabulary::default();
+        for (id, piece) in ["a", "b", "c"].into_iter().enumerate() {
+            vocabulary.insert(piece, id as u32);
+        }
+        assert!(vocabulary.ids.is_empty());
+        vocabulary.insert("b", 1);
+        assert!(vocabulary.ids.is_empty());
+        vocabulary.insert("b", 7);
+        vocabulary.insert("d", 3);
+        vocabulary.insert("e", 9);
+        let pieces: Vec<_> = vocabulary.iter().collect();
+        assert_eq!(pieces, [("a", 0), ("b", 7), ("c", 2), ("d", 3), ("e", 9)]);
+        assert!(pieces.iter().all(|&(piece, id)| vocabulary.get(piece) == Some(id)));
+    }
+
+    /// Tables that grow would leave their former selves behind.
+    #[test]
+    fn a_file_gets_its_tables_at_once() {
+        let listed: Vec<String> = (0..3000).map(|id| format!("\"##{id}\": {id}")).collect();
+        let json = format!("{{{}}}", listed.join(", "));
+        let pieces = ListedPieces::read(json.as_bytes(), LIMITS).unwrap().vocabulary;
+        let (slots, ids) = (pieces.slots.len(), pieces.ids.capacity());
+        assert_eq!((pieces.len(), slots, ids), (3000, 8192, 0));
+        assert_eq!(pieces.ends.capacity(), 3000);
     }
 
     #[test]

@@ -26,7 +26,7 @@ const DEFAULT_SIZES: [usize; 2] = [5_000, 20_000];
 pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let config = ModelConfig::resolve(&args.model);
-    let mut embedder = model::load(&config)?;
+    let mut embedder = model::load_to_wait(&config)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let idle = Memory::now();
     embedder.set_clock(nanoseconds);

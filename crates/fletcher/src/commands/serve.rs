@@ -34,7 +34,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut model_config = ModelConfig::resolve(&args.model);
     model_config.embedder.urgent = true;
     let config = server_config(&args)?;
-    let embedder = model::load_to_stay(&model_config)?;
+    let embedder = model::load_with_fingerprint(&model_config)?;
     let text = config::embed_options(&args.text);
     let device = registry::resolve(model_config.device);
     let service = Service::start(
@@ -87,6 +87,8 @@ async fn serve(
     let probe = async {
         service.probe().await?;
         let (model, fingerprint) = (service.name(), service.fingerprint());
+        // What starting needed leaves memory; what a request needs comes back with the first.
+        fletcher_hub::release_start();
         tracing::info!(model, fingerprint, device = service.config().device, "ready");
         Ok::<_, ServeError>(())
     };
