@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fletcher_backend::DeviceChoice;
 use fletcher_core::backend::Precision;
@@ -107,9 +107,9 @@ pub(crate) struct EmbedArgs {
     #[arg(long, value_name = "FORMAT", value_parser = source_format())]
     pub(crate) input_format: Option<SourceFormat>,
 
-    /// Column (or JSON key) that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub(crate) column: String,
+    /// Column (or JSON key) that holds the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) column: Option<String>,
 
     /// File to write; `-` is standard output
     #[arg(short, long, value_name = "PATH", default_value = "-")]
@@ -233,12 +233,12 @@ pub(crate) struct ServeArgs {
     pub(crate) interactive_rows: usize,
 
     /// Largest body of a request
-    #[arg(long, value_name = "MB", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(long, value_name = "MB", default_value_t = 64, value_parser = megabytes(1))]
     #[arg(env = "FLETCHER_MAX_BODY_MB")]
     pub(crate) max_body_mb: usize,
 
     /// Memory for the bodies of all requests together
-    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = at_least_one)]
+    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = megabytes(1))]
     #[arg(env = "FLETCHER_MAX_BODIES_MB")]
     pub(crate) max_bodies_mb: usize,
 
@@ -248,19 +248,23 @@ pub(crate) struct ServeArgs {
     pub(crate) max_connections: usize,
 
     /// How long a request may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "FLETCHER_DEADLINE")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds())]
+    #[arg(env = "FLETCHER_DEADLINE")]
     pub(crate) deadline: u64,
 
     /// How long open requests may go on after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_DRAIN")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds())]
+    #[arg(env = "FLETCHER_DRAIN")]
     pub(crate) drain: u64,
 
     /// Keep vectors of texts that were embedded before; 0 for no cache
-    #[arg(long, value_name = "MB", default_value_t = 0, env = "FLETCHER_CACHE_MB")]
-    pub(crate) cache_mb: u64,
+    #[arg(long, value_name = "MB", default_value_t = 0, value_parser = megabytes(0))]
+    #[arg(env = "FLETCHER_CACHE_MB")]
+    pub(crate) cache_mb: usize,
 
     /// Memory for datasets that clients store
-    #[arg(long, value_name = "MB", default_value_t = 256, env = "FLETCHER_DATASETS_MB")]
+    #[arg(long, value_name = "MB", default_value_t = 256, value_parser = megabytes(0))]
+    #[arg(env = "FLETCHER_DATASETS_MB")]
     pub(crate) datasets_mb: usize,
 
     /// Send one dataset on to a Flight store: grpc://HOST:PORT or grpc+tls://HOST:PORT
@@ -276,7 +280,7 @@ pub(crate) struct ServeArgs {
     pub(crate) spill: PathBuf,
 
     /// Most that may wait there; beyond it rows are refused
-    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one)]
+    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = megabytes(1))]
     #[arg(env = "FLETCHER_SPILL_MB")]
     pub(crate) spill_mb: usize,
 
@@ -294,7 +298,8 @@ pub(crate) struct ServeArgs {
     pub(crate) forward_token: Option<String>,
 
     /// How long the store may take to acknowledge a batch
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FLETCHER_FORWARD_TIMEOUT")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds())]
+    #[arg(env = "FLETCHER_FORWARD_TIMEOUT")]
     pub(crate) forward_timeout: u64,
 
     /// Send traces to this collector, by OTLP: http://HOST:4318
@@ -478,6 +483,16 @@ fn at_least_one(value: &str) -> Result<usize, String> {
 }
 
 /// A whole number of seconds, minutes or hours.
+/// Sixteen terabytes are more than any machine has, and few enough to be counted in bytes.
+fn megabytes(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=1 << 24)
+}
+
+/// Up to a year, which can be added to any time of the clock.
+fn seconds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(..=365 * 24 * 3600)
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || "must be a number with `s`, `m` or `h` behind it, such as 90s".to_owned();
     let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));

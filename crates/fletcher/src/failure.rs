@@ -20,7 +20,11 @@ pub(crate) enum Failure {
     /// The reader of our output left, as `head` does: nothing to say, and no failure.
     ClosedPipe,
     /// The user pressed Ctrl-C or the system asked us to stop: 128 + the signal's number.
-    Interrupted { signal: i32 },
+    Interrupted {
+        signal: i32,
+        /// Whether whoever reads our output has got a part of it.
+        in_part: bool,
+    },
 }
 
 impl Failure {
@@ -48,8 +52,11 @@ impl Failure {
                 ExitCode::from(1)
             }
             Failure::ClosedPipe => ExitCode::SUCCESS,
-            Failure::Interrupted { signal } => {
-                eprintln!("interrupted: nothing was left at the output path");
+            Failure::Interrupted { signal, in_part } => {
+                match in_part {
+                    true => eprintln!("interrupted: the output ends early"),
+                    false => eprintln!("interrupted: nothing was left at the output path"),
+                }
                 ExitCode::from(128u8.saturating_add(signal.clamp(0, 127) as u8))
             }
         }

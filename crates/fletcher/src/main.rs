@@ -11,6 +11,7 @@ mod config;
 mod failure;
 mod model;
 mod options_file;
+mod output;
 mod progress;
 
 use std::process::ExitCode;

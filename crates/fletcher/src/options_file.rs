@@ -17,6 +17,9 @@ use crate::failure::Failure;
 /// Options that make no sense in the file, and are not printed.
 const NOT_IN_FILE: [&str; 4] = ["config", "print_config", "help", "version"];
 
+/// Stands for what is not shown.
+const HIDDEN: &str = "(hidden)";
+
 /// Reads the command line, and for `serve` the file that it names.
 pub(crate) fn parse() -> Result<Cli, Failure> {
     let mut matches = Cli::command().get_matches();
@@ -77,7 +80,7 @@ fn words(value: &Value) -> Option<Vec<String>> {
 }
 
 /// Every option with its value, and a comment that says where it is from. Keys are shown as
-/// hashes, tokens not at all.
+/// hashes; tokens, and the values of headers, which mostly are tokens, not at all.
 fn in_effect(serve: &ArgMatches) -> String {
     let mut command = Cli::command();
     command.build();
@@ -98,7 +101,11 @@ fn in_effect(serve: &ArgMatches) -> String {
                     format!("sha256:{hex}")
                 }
                 // Nothing that is printed may let anybody in; this one has no hash to show.
-                "forward_token" => "(hidden)".to_owned(),
+                "forward_token" => HIDDEN.to_owned(),
+                "otlp_headers" => match value.split_once('=') {
+                    Some((name, _)) => format!("{name}={HIDDEN}"),
+                    None => HIDDEN.to_owned(),
+                },
                 _ => value.into_owned(),
             }
         };
@@ -156,6 +163,28 @@ mod tests {
         let again = serve(shown, &[]).unwrap();
         assert_eq!(again.max_rows, 8);
         assert_eq!(again.http, args.http);
+    }
+
+    #[test]
+    fn nothing_that_lets_anybody_in_is_shown() {
+        let file = "otlp-headers = ['authorization=Bearer s3cret', 's3cret']";
+        let line = ["--forward", "grpc://h:1", "--dataset", "d", "--forward-token", "s3cret"];
+        let shown = serve(file, &line).unwrap().in_effect;
+        assert!(shown.contains("authorization=(hidden)"), "{shown}");
+        assert!(shown.contains("forward-token = \"(hidden)\""), "{shown}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_meant_are_refused() {
+        for line in [
+            ["--max-bodies-mb", "99999999999999999"],
+            ["--cache-mb", "17592186044416"],
+            ["--deadline", "18446744073709551615"],
+        ] {
+            let said = serve("", &line).unwrap_err();
+            assert!(said.contains(line[1]) && said.contains(".."), "{said}");
+        }
     }
 
     #[test]

@@ -163,7 +163,14 @@ fn bad_usage_and_missing_files() {
     let folder = folder();
     let truncated = folder.path().join("cut.parquet").display().to_string();
     std::fs::write(&truncated, b"PAR1 and nothing else").unwrap();
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: [(&[&str], &[&str]); 16] = [
+        // Before a model is looked for.
+        (&["embed", "-m", "./none", "-o", "absent/out.npy", "x"], &["no folder absent"]),
+        (&["embed", "-m", "./none", "-o", "out.xyz", "x"], &["unknown format \"xyz\""]),
+        (&["embed", "-m", "./none", "--column", "body", "x"], &["body", "--input-format"]),
+        (&["embed", "-m", "./none", "--column", "body"], &["plain texts", "--input-format"]),
+        (&["bench", "-m", "./none", "--json", "absent/r.json"], &["no folder absent"]),
+        (&["bench", "-m", "./none", "--html", "."], &["it is a folder"]),
         (&["embed", "-m", "./no-such-folder", "x"], &["no such folder"]),
         (&["embed", "-m", "nonsense", "x"], &["names no model", "org/name"]),
         (&["embed", "-i", "no-such-file.jsonl"], &["no-such-file.jsonl", "No such file"]),
@@ -345,6 +352,39 @@ fn info_says_nothing_aside() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
+/// The machine's facts help whoever wonders why a model does not open.
+#[test]
+fn info_tells_the_machine_even_without_a_model() {
+    let output = fletcher(&["info", "-m", "./no-such-folder"]);
+    check(&output, 2, &["no such folder"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("device cpu"));
+}
+
+/// `fletcher info | head -1` is no failure, but a failed verification is one whoever reads.
+#[test]
+#[cfg(unix)]
+fn results_survive_readers_that_leave() {
+    let model = golden("mpnet");
+    let reference = format!("{model}/reference.jsonl");
+    let cases: [(&[&str], i32); 3] = [
+        (&["info"], 0),
+        (&["serve", "--print-config"], 0),
+        (&["verify", "-m", &model, "--prefix", "x ", "--reference", &reference], 1),
+    ];
+    for (args, code) in cases {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+            .args(args)
+            .env_clear()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        check(&output, code, &[]);
+    }
+}
+
 #[test]
 fn info_tells_the_models_facts() {
     let output = fletcher(&["info", "-m", &golden("nomic-native")]);
@@ -438,7 +478,7 @@ fn an_interrupted_run_leaves_nothing() {
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     drop(stdin);
-    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    check(&output, 130, &["nothing was left"]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

@@ -109,7 +109,8 @@ impl Destination {
     fn at(path: &Path) -> io::Result<Self> {
         // A link stays a link: the file it leads to is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        match fs::metadata(&path) {
+        let earlier = fs::metadata(&path);
+        match &earlier {
             Ok(meta) if meta.is_dir() => {
                 let message = "it is a folder; name a file in it";
                 return Err(io::Error::new(io::ErrorKind::IsADirectory, message));
@@ -119,10 +120,6 @@ impl Destination {
             }
             _ => {}
         }
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
         let mut prefix = OsString::from(".");
         prefix.push(path.file_name().unwrap_or_default());
         prefix.push(".");
@@ -134,7 +131,11 @@ impl Destination {
             use std::os::unix::fs::PermissionsExt as _;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder)?;
+        let file = builder.tempfile_in(folder_of(&path))?;
+        // Who may read what is replaced may read what replaces it, and nobody else.
+        if let Ok(earlier) = earlier {
+            file.as_file().set_permissions(earlier.permissions())?;
+        }
         Ok(Self::Temporary { file, path })
     }
 }
@@ -167,10 +168,16 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 /// Makes the renaming durable where the system can; the data itself is already synced.
 fn sync_folder(path: &Path) {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
-        && let Ok(folder) = File::open(folder)
-    {
+    if let Ok(folder) = File::open(folder_of(path)) {
         let _ = folder.sync_all();
+    }
+}
+
+/// The folder that a path is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 

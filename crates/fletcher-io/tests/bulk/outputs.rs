@@ -106,7 +106,7 @@ fn shapes_that_do_not_match_are_refused() {
 #[cfg(unix)]
 #[test]
 fn links_and_permissions_are_kept() {
-    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
     let folder = Folder::new();
     let input = folder.write("in.txt", "a\n");
     let target = folder.write("target.npy", "old");
@@ -115,8 +115,15 @@ fn links_and_permissions_are_kept() {
     run(source_options(&input), sink_options(&link)).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(read_npy(&target).0, "1, 3");
-    // The umask applies as to any other new file.
     assert_eq!(fs::metadata(&target).unwrap().mode(), fs::metadata(&input).unwrap().mode());
+    // What was private stays so, whatever the umask makes of new files.
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+    run(source_options(&input), sink_options(&link)).unwrap();
+    assert_eq!(fs::metadata(&target).unwrap().mode() & 0o777, 0o600);
+    // The umask applies to a new file.
+    let new = folder.path("new.npy");
+    run(source_options(&input), sink_options(&new)).unwrap();
+    assert_eq!(fs::metadata(&new).unwrap().mode(), fs::metadata(&input).unwrap().mode());
 }
 
 /// Named pipes stand for all streams: standard output takes the same way.

@@ -18,13 +18,16 @@ use crate::bench::{page, pair, table};
 use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
+use crate::output::print;
 
 /// What is run if nothing is asked for.
 const DEFAULT_SIZES: [usize; 2] = [5_000, 20_000];
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command prints its result")]
+#[expect(clippy::print_stderr, reason = "a person is told what is being measured")]
 pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     let start = Instant::now();
+    // Not to be found out after minutes of measuring.
+    args.json.iter().chain(&args.html).try_for_each(|path| check_report(path))?;
     let config = ModelConfig::resolve(&args.model);
     let mut embedder = model::load_to_wait(&config)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -99,7 +102,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     }
     report.devices = embedder.devices().into_iter().map(Device::from).collect();
     model::tell_lost_devices(embedder);
-    print!("{}", table::print(&report));
+    // The files first: whoever reads the table may leave early.
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Failure::work(format!("the report: {error}")))?;
@@ -108,7 +111,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     if let Some(path) = &args.html {
         write(path, &page::html(&report))?;
     }
-    Ok(())
+    print(&table::print(&report))
 }
 
 /// Nanoseconds since the first call.
@@ -176,7 +179,21 @@ fn read_texts(path: &Path, column: &str) -> Result<Vec<String>, Failure> {
     }
 }
 
+/// Refuses a place where no file can be written.
+fn check_report(path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        _ if path.is_dir() => {
+            Err(Failure::input(format!("{name}: it is a folder; name a file in it")))
+        }
+        Some(folder) if !folder.is_dir() => {
+            Err(Failure::input(format!("{name}: there is no folder {}", folder.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn write(path: &Path, content: &str) -> Result<(), Failure> {
     std::fs::write(path, content)
-        .map_err(|error| Failure::input(format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::work(format!("cannot write {}: {error}", path.display())))
 }

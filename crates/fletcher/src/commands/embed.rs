@@ -18,7 +18,7 @@ use std::time::Duration;
 use fletcher_core::embedder::{EmbedOptions, Embedder};
 use fletcher_io::{
     Chunk, ChunkLimits, OnError, Sink, SinkError, SinkFormat, SinkOptions, SinkTarget, Source,
-    SourceError, SourceInput, SourceOptions, Vectors,
+    SourceError, SourceInput, SourceOptions, SourceSchema, Vectors,
 };
 
 use crate::args::{EmbedArgs, OnErrorArg};
@@ -29,6 +29,8 @@ use crate::progress::EmbedBar;
 
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
+/// Where texts are looked for if nothing is said.
+const TEXT_COLUMN: &str = "text";
 /// How often a stage that waits looks at the stop signal.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -41,11 +43,15 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
     };
     // The input is opened first: a mistyped path should not wait for a model to load.
     let mut source = open_source(&args, on_error)?;
+    check_output(&args)?;
     let embedder = model::load(&config)?;
     tell_choice(&config, &embedder);
     // From here on there is an unfinished output to remove; before, a signal may simply end us.
     let stop = stop_signal()?;
     let sink = create_sink(&args, on_error, source.as_ref(), &embedder)?;
+    // What was written to a pipe or a device stays there.
+    let streams = args.output == Path::new("-")
+        || std::fs::metadata(&args.output).is_ok_and(|output| !output.is_file());
     let total = source.total_rows().or(source.total_bytes());
     let mut bar = EmbedBar::new(total);
 
@@ -70,9 +76,12 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
         }
         // The writer's own failure is the cause when it has gone away; it also removes the
         // unfinished output, which must not outlive this process.
-        Err(failure) => match join(writer)? {
-            Err(error) if matches!(failure, Failure::ClosedPipe) => Err(error.into()),
-            _ => Err(failure),
+        Err(failure) => match (join(writer)?, failure) {
+            (Err(error), Failure::ClosedPipe) => Err(error.into()),
+            (_, Failure::Interrupted { signal, .. }) => {
+                Err(Failure::Interrupted { signal, in_part: streams })
+            }
+            (_, failure) => Err(failure),
         },
     }
 }
@@ -296,7 +305,7 @@ fn next(
 fn stopped(stop: &AtomicUsize) -> Result<(), Failure> {
     match stop.load(Ordering::Relaxed) {
         0 => Ok(()),
-        signal => Err(Failure::Interrupted { signal: signal as i32 }),
+        signal => Err(Failure::Interrupted { signal: signal as i32, in_part: false }),
     }
 }
 
@@ -386,16 +395,49 @@ fn open_source(args: &EmbedArgs, on_error: OnError) -> Result<Box<dyn Source>, F
         }
         _ => SourceInput::Stdin,
     };
-    let text_column = args.column.clone();
+    let text_column = args.column.clone().unwrap_or_else(|| TEXT_COLUMN.to_owned());
     let (limits, threads) = (ChunkLimits::default(), 0);
-    Ok(fletcher_io::open_source(SourceOptions {
+    let source = fletcher_io::open_source(SourceOptions {
         input,
         format,
         text_column,
         on_error,
         limits,
         threads,
-    })?)
+    })?;
+    match &args.column {
+        // Whoever names a column has a file of columns, which would be embedded line by line.
+        Some(column) if *source.schema() == SourceSchema::Texts => Err(Failure::Input {
+            message: format!(
+                "--column {column}: the input is read as plain texts, without columns"
+            ),
+            hint: Some("--input-format jsonl, csv, tsv, parquet or arrow says what it is".into()),
+        }),
+        _ => Ok(source),
+    }
+}
+
+/// A mistyped output should not wait for a model either.
+fn check_output(args: &EmbedArgs) -> Result<(), Failure> {
+    let path = &args.output;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => Err(Failure::Input {
+            message: format!(
+                "cannot write {}: there is no folder {}",
+                path.display(),
+                folder.display()
+            ),
+            hint: Some("make the folder first".into()),
+        }),
+        _ if path != Path::new("-") && args.output_format.is_none() => {
+            let known = SinkFormat::from_path(path).map(drop);
+            known.map_err(|problem| {
+                SinkError::Format { file: path.display().to_string(), problem }.into()
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn create_sink(
@@ -465,7 +507,7 @@ mod tests {
         assert!(matches!(next(&chunks, &stop, &abandoned), Some(Err(Failure::Work { .. }))));
         stop.store(2, Ordering::Relaxed);
         let stopped = next(&chunks, &stop, &abandoned);
-        assert!(matches!(stopped, Some(Err(Failure::Interrupted { signal: 2 }))));
+        assert!(matches!(stopped, Some(Err(Failure::Interrupted { signal: 2, .. }))));
     }
 
     fn read(row: u64) -> Read {

@@ -9,8 +9,8 @@ use crate::args::InfoArgs;
 use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
+use crate::output::print;
 
-#[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: InfoArgs) -> Result<(), Failure> {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -36,13 +36,17 @@ pub(crate) fn run(args: InfoArgs) -> Result<(), Failure> {
         embedder: Default::default(),
         model: name,
     };
+    // A model that cannot be opened should not hide what the machine is.
+    print(&text)?;
     let opened = model::open(&config)?;
-    describe(&opened, &mut line);
-    print!("{text}");
-    Ok(())
+    print(&describe(&opened))
 }
 
-fn describe(model: &Model, line: &mut impl FnMut(&str, String)) {
+fn describe(model: &Model) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<13} {value}");
+    };
     let spec = model.spec();
     line("model", model.name().to_owned());
     line("architecture", model.architecture().to_owned());
@@ -72,4 +76,5 @@ fn describe(model: &Model, line: &mut impl FnMut(&str, String)) {
         line("prompt", format!("{name}{default}: {text:?}"));
     }
     line("fingerprint", model.fingerprint().to_owned());
+    text
 }

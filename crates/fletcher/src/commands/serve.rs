@@ -18,17 +18,16 @@ use crate::args::{LogFormatArg, LogLevelArg, OnDeviceFailureArg, ServeArgs};
 use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
+use crate::output::print;
 
 /// Threads that move bytes; the engine has its own.
 const IO_THREADS: (usize, usize) = (2, 8);
 /// Threads for what blocks: tokenising, files.
 const BLOCKING_THREADS: usize = 32;
 
-#[expect(clippy::print_stdout, reason = "a command prints its result")]
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     if args.print_config {
-        print!("{}", args.in_effect);
-        return Ok(());
+        return print(&args.in_effect);
     }
     log_to_stderr(&args);
     let mut model_config = ModelConfig::resolve(&args.model);
@@ -42,7 +41,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         ServiceConfig {
             queue_tokens: args.max_queue_tokens,
             deadline: Duration::from_secs(args.deadline),
-            cache_bytes: args.cache_mb << 20,
+            cache_bytes: (args.cache_mb as u64) << 20,
             interactive_rows: args.interactive_rows,
             max_rows: args.max_rows,
             overlong: text.overlong,
