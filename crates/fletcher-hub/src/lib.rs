@@ -37,7 +37,7 @@ pub use config::{HubConfig, ProxyConfig, RetryConfig, TokenSource};
 pub use error::HubError;
 pub use folder::{FolderError, ModelFolder};
 pub use name::ModelName;
-pub use pages::{release_pages, release_start};
+pub use pages::{release_pages, release_unused};
 pub use progress::{Progress, Silent};
 
 use std::path::Path;

@@ -28,12 +28,12 @@ pub unsafe fn release_pages(bytes: &[u8]) {
     let _ = bytes;
 }
 
-/// Lets what only starting needed leave memory, for a process that now waits: the program's code
-/// and constants, of which what runs again comes back from the file by itself, sixteen pages for
-/// each one that is missed, and heap that was freed.
+/// Lets what waiting does not need leave memory, for a process that has started or worked and now
+/// waits: the program's code and constants, of which what runs again comes back from the file by
+/// itself, sixteen pages for each one that is missed, and heap that was freed.
 ///
 /// A page of code that a debugger or a probe of the kernel has changed is lost with its change.
-pub fn release_start() {
+pub fn release_unused() {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: the function keeps the callback's contract and gets no data.
@@ -104,7 +104,7 @@ mod tests {
     fn code_leaves_and_comes_back() {
         let all = |bytes: usize| (0..bytes).map(|i| i % 251).sum::<usize>();
         let (sum, before) = (all(100_000), resident_code_kib());
-        release_start();
+        release_unused();
         let after = resident_code_kib();
         // Other tests run meanwhile, and what reads the numbers is code too.
         assert!(after < before * 3 / 4, "{before} KiB of code, then {after}");

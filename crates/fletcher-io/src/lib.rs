@@ -20,6 +20,7 @@ mod guard;
 mod reference;
 mod sink;
 mod source;
+mod spool;
 mod texts;
 mod threads;
 

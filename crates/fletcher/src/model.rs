@@ -58,7 +58,7 @@ pub(crate) fn load(config: &ModelConfig) -> Result<Embedder, Failure> {
 /// left memory.
 pub(crate) fn load_to_wait(config: &ModelConfig) -> Result<Embedder, Failure> {
     let embedder = load(config)?;
-    fletcher_hub::release_start();
+    fletcher_hub::release_unused();
     Ok(embedder)
 }
 

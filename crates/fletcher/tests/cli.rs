@@ -395,6 +395,25 @@ fn info_tells_the_models_facts() {
     }
 }
 
+/// Columns from a pipe pass through a temporary file, and an npy to one.
+#[test]
+#[cfg(unix)]
+fn a_temporary_folder_that_is_none_is_named() {
+    for args in [&["embed", "--input-format", "parquet"][..], &["embed", "--output-format", "npy"]]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_fletcher"))
+            .args(args)
+            .env_clear()
+            .env("TMPDIR", "/no/such/folder")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("/no/such/folder"), "{args:?}: {stderr}");
+    }
+}
+
 /// `head -1` takes one line and leaves.
 #[test]
 #[cfg(unix)]

@@ -244,7 +244,7 @@ struct Scored<'a>(#[serde(borrow)] Piece<'a>, #[allow(dead_code)] f64);
 impl ListedPieces {
     /// Reads the JSON text of a vocabulary.
     pub(super) fn read(json: &[u8], limits: PieceLimits) -> Result<Self, serde_json::Error> {
-        // A piece has two quotation marks around it, and escaped ones make the guess a little larger.
+        // A piece has two quotation marks around it; escaped ones make the guess a little larger.
         let marks = json.iter().filter(|&&byte| byte == b'"').count();
         let count = (marks / 2).min(limits.id as usize);
         let vocabulary = Vocabulary::with_capacity(count, json.len());

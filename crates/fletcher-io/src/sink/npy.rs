@@ -1,12 +1,12 @@
 //! npy: the vectors alone, as one array `[rows × dim]` of little-endian f32.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Seek, Write};
+use std::io::{self, BufWriter, Write};
 
 use crate::chunk::{Chunk, Vectors};
 use crate::error::SinkError;
 use crate::sink::output::Output;
 use crate::sink::{Sink, SinkContext};
+use crate::spool::Spool;
 
 /// The header, padded to a fixed length, so that the number of rows can be put in at the end.
 const HEADER_BYTES: usize = 128;
@@ -14,7 +14,7 @@ const HEADER_BYTES: usize = 128;
 pub(super) struct Npy {
     output: Output,
     /// The values, where the output is a stream, which cannot take the header afterwards.
-    spool: Option<BufWriter<File>>,
+    spool: Option<BufWriter<Spool>>,
     rows: u64,
     context: SinkContext,
 }
@@ -22,7 +22,7 @@ pub(super) struct Npy {
 impl Npy {
     pub(super) fn new(mut output: Output, context: SinkContext) -> Result<Self, SinkError> {
         let spool = if output.is_stream() {
-            Some(BufWriter::new(tempfile::tempfile().map_err(|e| context.io(e))?))
+            Some(BufWriter::new(Spool::new().map_err(|e| context.io(e))?))
         } else {
             output.write_all(&header(0, context.dim)).map_err(|e| context.io(e))?;
             None
@@ -50,8 +50,8 @@ impl Npy {
         let Some(spool) = self.spool.take() else {
             return self.output.overwrite_start(&header);
         };
-        let mut spool = spool.into_inner().map_err(io::IntoInnerError::into_error)?;
-        spool.rewind()?;
+        let spool = spool.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let mut spool = spool.into_file()?;
         self.output.write_all(&header)?;
         io::copy(&mut spool, &mut self.output).map(drop)
     }

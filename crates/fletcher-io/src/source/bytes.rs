@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek};
 use std::path::Path;
 
+use crate::spool::Spool;
+
 /// Bytes to read, from their start.
 pub(super) enum Bytes {
     /// A regular file.
@@ -60,11 +62,10 @@ impl Bytes {
     pub(super) fn into_file(self) -> io::Result<File> {
         match self {
             Self::File(file) => Ok(file),
-            Self::Stream(mut reader) => {
-                let mut file = tempfile::tempfile()?;
-                io::copy(&mut reader, &mut file)?;
-                file.rewind()?;
-                Ok(file)
+            Self::Stream(reader) => {
+                let mut spool = Spool::new()?;
+                spool.fill(reader)?;
+                spool.into_file()
             }
         }
     }

@@ -22,6 +22,8 @@ use crate::output::print;
 
 /// Threads that move bytes; the engine has its own.
 const IO_THREADS: (usize, usize) = (2, 8);
+/// Who was not asked anything for this long is waiting again.
+const QUIET: Duration = Duration::from_secs(60);
 /// Threads for what blocks: tokenising, files.
 const BLOCKING_THREADS: usize = 32;
 
@@ -87,7 +89,8 @@ async fn serve(
         service.probe().await?;
         let (model, fingerprint) = (service.name(), service.fingerprint());
         // What starting needed leaves memory; what a request needs comes back with the first.
-        fletcher_hub::release_start();
+        fletcher_hub::release_unused();
+        tokio::spawn(release_when_quiet(service.clone()));
         tracing::info!(model, fingerprint, device = service.config().device, "ready");
         Ok::<_, ServeError>(())
     };
@@ -110,6 +113,41 @@ async fn serve(
     };
     server.run(stop).await;
     outcome
+}
+
+/// Gives memory back whenever requests have come and then none for a while.
+async fn release_when_quiet(service: Service) {
+    let mut work = Work::new(service.metrics().tokens.get());
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let idle = service.metrics().busy_workers.get() == 0;
+        if work.has_ended(service.metrics().tokens.get(), idle) {
+            // A refusal to start a thread leaves the memory where it is.
+            let _ = tokio::task::spawn_blocking(fletcher_hub::release_unused).await;
+        }
+    }
+}
+
+/// Tokens that were computed, at the times when memory was last given back and last looked at.
+struct Work {
+    released: u64,
+    seen: u64,
+}
+
+impl Work {
+    fn new(tokens: u64) -> Self {
+        Self { released: tokens, seen: tokens }
+    }
+
+    /// Whether something was computed since memory was given back, and nothing since the last look.
+    fn has_ended(&mut self, tokens: u64, idle: bool) -> bool {
+        let ended = idle && tokens == self.seen && tokens != self.released;
+        self.seen = tokens;
+        if ended {
+            self.released = tokens;
+        }
+        ended
+    }
 }
 
 /// Completes at the first SIGTERM or SIGINT; a second one ends the process at once.
@@ -239,5 +277,22 @@ fn log_to_stderr(args: &ServeArgs) {
     match args.log_format {
         LogFormatArg::Text => log.with_ansi(false).init(),
         LogFormatArg::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_once_after_work() {
+        let mut work = Work::new(3);
+        assert!(!work.has_ended(3, true), "nothing was done since the start");
+        assert!(!work.has_ended(9, true), "something was done since the last look");
+        assert!(!work.has_ended(9, false), "a long request is being computed");
+        assert!(work.has_ended(9, true));
+        assert!(!work.has_ended(9, true), "nothing was done since");
+        assert!(!work.has_ended(12, true));
+        assert!(work.has_ended(12, true));
     }
 }
