@@ -14,6 +14,8 @@ mod stages;
 pub use engine::DeviceStatus;
 pub use stages::{Clock, StageTimes};
 
+use std::sync::atomic::AtomicUsize;
+
 use rayon::prelude::*;
 
 use self::engine::{Engine, Replica, Replicas};
@@ -152,6 +154,8 @@ pub struct Embedder {
     workers: rayon::ThreadPool,
     block_tokens: usize,
     least_tokens: usize,
+    /// Calls that are being done.
+    calls: AtomicUsize,
     scratches: Scratches,
     clock: StageClock,
 }
@@ -230,6 +234,7 @@ impl Embedder {
             workers,
             block_tokens: preferred,
             least_tokens,
+            calls: AtomicUsize::new(0),
             scratches: Scratches::new(threads),
             clock: StageClock::default(),
         })

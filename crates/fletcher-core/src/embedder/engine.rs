@@ -66,12 +66,10 @@ impl<B: Backend> Replica<B> {
     /// Runs `work` in the worker's arena, or in the first free one.
     fn with_arena<R>(&self, worker: Option<usize>, work: impl FnOnce(&mut B::Arena) -> R) -> R {
         let count = self.arenas.len();
-        // Calls without a worker wait in turn at one arena after the other.
+        // Calls without a worker take the last free arena, so that the same one stays in caches and
+        // workers are the last whose own is taken; they wait in turn at one after the other.
         let at = worker.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed)) % count;
-        let free = || {
-            let from_here = self.arenas[at..].iter().chain(&self.arenas[..at]);
-            from_here.into_iter().find_map(|arena| arena.try_lock().ok())
-        };
+        let free = || self.arenas.iter().rev().find_map(|arena| arena.try_lock().ok());
         let guard = match if worker.is_none() { free() } else { None } {
             Some(free) => Ok(free),
             None => self.arenas[at].lock(),

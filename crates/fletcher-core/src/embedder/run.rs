@@ -7,6 +7,7 @@
 //! workers finish at about the same time.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
@@ -80,6 +81,7 @@ pub(super) struct Run<'a> {
     plan: Mutex<Plan<'a>>,
     /// Signalled when rows were added or when nothing more will come.
     changed: Condvar,
+    call: Call<'a>,
 }
 
 /// What is left to do, and what became of each row.
@@ -91,6 +93,27 @@ struct Plan<'a> {
     tokenising: usize,
     failed: bool,
     rows: Vec<Result<Embedding, RowError>>,
+}
+
+/// One of the calls that are being done.
+struct Call<'a>(&'a AtomicUsize);
+
+impl<'a> Call<'a> {
+    fn begin(calls: &'a AtomicUsize) -> Self {
+        calls.fetch_add(1, Ordering::Relaxed);
+        Self(calls)
+    }
+
+    /// How many there are, this one included.
+    fn all(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 enum Task<'a> {
@@ -138,7 +161,14 @@ impl<'a> Run<'a> {
     ) -> Self {
         rows.resize_with(rows.len().max(texts.count), || Err(RowError::NoTokens));
         let plan = Plan { waiting, next_text: 0, tokenising: 0, failed: false, rows };
-        Self { embedder, texts, plan: Mutex::new(plan), changed: Condvar::new() }
+        let call = Call::begin(&embedder.calls);
+        Self { embedder, texts, plan: Mutex::new(plan), changed: Condvar::new(), call }
+    }
+
+    /// A block is not made smaller than this only to give every worker one: while there are other
+    /// calls, workers have those.
+    fn least_tokens(&self) -> usize {
+        self.embedder.least_tokens * self.call.all()
     }
 
     /// Does the work and puts the vectors in order.
@@ -158,7 +188,7 @@ impl<'a> Run<'a> {
         // What one worker will encode may as well be encoded by this thread.
         let alone = inline && {
             let plan = self.lock();
-            let smallest = self.embedder.least_tokens.min(self.embedder.block_tokens);
+            let smallest = self.least_tokens().min(self.embedder.block_tokens);
             plan.waiting.len() <= 1 || plan.waiting.tokens() <= smallest
         };
         let blocks = match alone {
@@ -232,7 +262,7 @@ impl<'a> Run<'a> {
                 let mut budget = block;
                 if all_taken && plan.tokenising == 0 && workers > 1 {
                     // A share of what is left, so that the last blocks are small.
-                    let least = self.embedder.least_tokens;
+                    let least = self.least_tokens();
                     budget = tokens.div_ceil(2 * workers).clamp(least, block.max(least));
                 }
                 return Some(Task::Encode(plan.waiting.take(budget.min(block.max(1)))));
