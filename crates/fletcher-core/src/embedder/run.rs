@@ -346,8 +346,21 @@ fn assemble(
     workers: &rayon::ThreadPool,
     dim: usize,
     mut rows: Vec<Result<Embedding, RowError>>,
-    blocks: Vec<Block>,
+    mut blocks: Vec<Block>,
 ) -> Embeddings {
+    // A small call's one block has all rows in their order: its values are the answer.
+    if let [block] = &mut blocks[..]
+        && block.rows.iter().copied().eq(0..rows.len())
+    {
+        let mut values = std::mem::take(&mut block.values);
+        for (vector, row) in values.chunks_exact_mut(dim).zip(&mut rows) {
+            if !is_finite(vector) {
+                vector.fill(0.0);
+                *row = Err(RowError::NotFinite);
+            }
+        }
+        return Embeddings { dim, values, rows };
+    }
     let mut found = vec![None; rows.len()];
     for block in &blocks {
         for (&row, vector) in block.rows.iter().zip(block.values.chunks_exact(dim)) {
@@ -369,6 +382,11 @@ fn assemble(
     Embeddings { dim, values, rows }
 }
 
+/// Looks at all values, which takes less time than to stop at the first that is not.
+fn is_finite(vector: &[f32]) -> bool {
+    vector.iter().fold(true, |all, value| all & value.is_finite())
+}
+
 fn place(
     dim: usize,
     values: &mut [f32],
@@ -377,11 +395,40 @@ fn place(
 ) {
     for ((to, row), vector) in values.chunks_exact_mut(dim).zip(rows).zip(found) {
         match vector {
-            Some(vector) if vector.iter().all(|value| value.is_finite()) => {
-                to.copy_from_slice(vector);
-            }
+            Some(vector) if is_finite(vector) => to.copy_from_slice(vector),
             Some(_) => *row = Err(RowError::NotFinite),
             None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Block, assemble};
+    use crate::embedder::{Embedding, RowError};
+
+    /// Every way that vectors come to their rows: a block in order, one that is not, several, and
+    /// a row that no block has.
+    #[test]
+    fn vectors_come_to_their_rows() {
+        let workers = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let value = |row: usize| if row == 1 { f32::NAN } else { row as f32 + 1.0 };
+        let cases: [(usize, &[&[usize]]); 4] =
+            [(3, &[&[0, 1, 2]]), (3, &[&[2, 0, 1]]), (3, &[&[1], &[2, 0]]), (4, &[&[0, 1, 2]])];
+        for (count, orders) in cases {
+            let block = |rows: &&[usize]| Block {
+                rows: rows.to_vec(),
+                values: rows.iter().flat_map(|&row| [1.0, value(row)]).collect(),
+            };
+            let done = || Ok(Embedding { tokens: 1, truncated: false });
+            let none = || Err(RowError::NoTokens);
+            let rows = (0..count).map(|row| if row < 3 { done() } else { none() }).collect();
+            let found = assemble(&workers, 2, rows, orders.iter().map(block).collect());
+            assert_eq!(found.vector(0), Some(&[1.0, 1.0][..]), "{orders:?}");
+            assert_eq!(found.vector(2), Some(&[1.0, 3.0][..]), "{orders:?}");
+            assert!(matches!(found.rows[1], Err(RowError::NotFinite)), "{orders:?}");
+            assert_eq!(found.values[2..4], [0.0, 0.0], "{orders:?}");
+            assert!(found.rows[3..].iter().all(|row| matches!(row, Err(RowError::NoTokens))));
         }
     }
 }
