@@ -295,7 +295,8 @@ impl Head {
 
 /// Scales a vector to unit length.
 pub fn normalize(row: &mut [f32]) {
-    // Eight sums and one division: a chain of either takes longer than a card does for a small batch.
+    // Eight sums and one division: a chain of sums, or a division each, takes as long as a tenth of
+    // a small batch on a card.
     let mut squares = [0.0; 8];
     let chunks = row.chunks_exact(squares.len());
     for (square, &x) in squares.iter_mut().zip(chunks.remainder()) {
