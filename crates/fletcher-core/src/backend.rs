@@ -5,9 +5,10 @@
 //! live in those slots, as packed rows: row `t` of a slot belongs to token `t` of the
 //! [`PackedBatch`]. No padded batch exists, and no operation allocates.
 //!
-//! Composites ([`Backend::attention_block`], [`Backend::feed_forward_block`], [`Backend::layer`],
-//! [`Backend::encode`]) have default bodies, which are the readable definition of the network. A
-//! backend may override one with a fused kernel; the default body is then its test oracle.
+//! Composites ([`Backend::self_attention`], [`Backend::attention_block`],
+//! [`Backend::feed_forward_block`], [`Backend::layer`], [`Backend::encode`]) have default bodies,
+//! which are the readable definition of the network. A backend may override one with a fused
+//! kernel; the default body is then its test oracle.
 //!
 //! Who guarantees what: the caller passes batches that fit the arena ([`Backend::plan`]) and ids
 //! below the vocabulary (`Embedder` checks both); a backend reports failures of its device as
