@@ -189,6 +189,62 @@ fn self_attention() {
     }
 }
 
+/// Attention over long sequences, for heads of either width, with and without windows: sequences that
+/// end within a block of keys or with it, beside short ones, and so many that blocks go on.
+#[test]
+fn flash_attention() {
+    let windows = |windows: [Option<usize>; 2], hidden, heads| {
+        let bert = conformance::bert_like(hidden, heads, 256, 1000);
+        let layer = |window| LayerSpec { window, ..bert.layers[0].clone() };
+        EncoderSpec { layers: windows.map(layer).to_vec(), ..bert }
+    };
+    let specs = [
+        windows([None, None], 384, 12),
+        windows([None, None], 256, 4),
+        windows([Some(20), Some(64)], 256, 4),
+        windows([Some(150), Some(1)], 192, 6),
+    ];
+    let batches: [&[usize]; 6] =
+        [&[129], &[256], &[200, 1, 127], &[1, 300, 64, 129], &[385, 128], &[191, 193]];
+    let many: Vec<usize> = (0..100).map(|i| 1 + i * 97 % 700).collect();
+    for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
+        for spec in &specs {
+            let Some(cuda) = with(precision) else { return };
+            let windows = [spec.layers[0].window, spec.layers[1].window];
+            let what = format!("{} heads of {}, {windows:?}", spec.heads, spec.head_dim);
+            let say = |lengths: &str, worst: f64| {
+                eprintln!("{what}, {precision:?}, {lengths}: {worst:e}");
+                assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
+            };
+            for lengths in batches {
+                let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
+                say(&format!("{lengths:?}"), worst);
+            }
+            say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
+            conformance::repeats(&cuda, spec, &many).unwrap();
+        }
+    }
+}
+
+/// A text whose values overflow has no result, and those beside it, in its tile of rows or not, have
+/// theirs, in every kernel of attention.
+#[test]
+fn an_overflow_is_its_own_sequence() {
+    let batches: [(&[usize], usize); 4] =
+        [(&[64, 64], 1), (&[30, 20, 60, 18], 1), (&[200, 30, 128, 300], 2), (&[129, 260, 7], 1)];
+    for (hidden, heads) in [(128, 2), (384, 12), (256, 4)] {
+        let spec = conformance::bert_like(hidden, heads, 512, 512);
+        for self_attention in [true, false] {
+            for (lengths, spoiled) in batches {
+                let self_attention = Some(self_attention);
+                let options = CudaOptions { self_attention, ..CudaOptions::default() };
+                let Some(cuda) = open(options) else { return };
+                conformance::isolates(&cuda, &spec, lengths, spoiled).unwrap();
+            }
+        }
+    }
+}
+
 /// The longest sequences of the longest models, beside short ones.
 #[test]
 fn long_sequences() {

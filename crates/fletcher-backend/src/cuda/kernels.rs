@@ -16,6 +16,7 @@ const LAYERS: &[u8] = include_bytes!("kernels/layers.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
 const FEEDFORWARD: &[u8] = include_bytes!("kernels/feedforward.fatbin");
+const FLASH_ATTENTION: &[u8] = include_bytes!("kernels/flash_attention.fatbin");
 const SELF_ATTENTION: &[u8] = include_bytes!("kernels/self_attention.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
@@ -83,6 +84,9 @@ pub(super) struct Kernels {
     /// Queries, keys and values and the attention over them, for the head widths of
     /// [`SELF_ATTENTION_HEADS`]; on Hopper, in the 16-bit formats.
     pub(super) self_attention: Option<[SelfAttention; SELF_ATTENTION_HEADS.len()]>,
+    /// Attention over long sequences, for the head widths of [`FLASH_HEADS`]; on Hopper, in the
+    /// 16-bit formats.
+    pub(super) flash_attention: Option<[Kernel; FLASH_HEADS.len()]>,
     _modules: Vec<Module>,
 }
 
@@ -134,6 +138,13 @@ const FEEDFORWARD_PARAMETERS: usize = 2752;
 /// parameters.
 pub(super) const FEEDFORWARD_SHARED: usize =
     TILE * 2 * ROWWISE_WIDTH + 5 * ROWWISE_WIDTH / 2 * 128 + 14 * 8 + 4 * FEEDFORWARD_PARAMETERS;
+
+/// Widths of heads that the `flash_attention` kernels take.
+pub(super) const FLASH_HEADS: [usize; 2] = [32, 64];
+/// Columns of queries, keys and values that such a kernel takes at a time.
+pub(super) const FLASH_COLUMNS: usize = 64;
+/// Shared memory of a block of it: two tiles of queries, four of keys and four of values.
+pub(super) const FLASH_SHARED: usize = 10 * TILE * 2 * FLASH_COLUMNS;
 
 /// Widths of heads that the `self_attention` kernels take.
 pub(super) const SELF_ATTENTION_HEADS: [usize; 2] = [32, 64];
@@ -335,6 +346,20 @@ impl Kernels {
             }
             None => None,
         };
+        let flash_attention = match hopper {
+            Some(_) => {
+                let module = device.load(FLASH_ATTENTION, Start::Early)?;
+                let one = |dim: usize| {
+                    let name = format!("flash_attention{dim}_{}", format.name());
+                    module.kernel(&name, FLASH_SHARED)
+                };
+                let [narrow, wide] = FLASH_HEADS;
+                let found = [one(narrow)?, one(wide)?];
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
+        };
         let layers = match hopper {
             Some(_) => {
                 let module = device.load(LAYERS, Start::Early)?;
@@ -372,6 +397,7 @@ impl Kernels {
             rowwise,
             feedforward,
             self_attention,
+            flash_attention,
             _modules: {
                 modules.extend([general, small]);
                 modules
@@ -503,6 +529,11 @@ arguments! {
         qkv: u64, context: u64, relative: u64, batch: u64,
         heads: i32, head_dim: i32, stride: i32, context_stride: i32,
         window: i32, positions: i32, scale: f32,
+    }
+    /// `FlashAttentionArgs`.
+    FlashAttentionArguments {
+        qkv: TensorMap, context: u64, batch: u64,
+        width: i32, stride: i32, window: i32, scale: f32,
     }
     /// `SelfAttentionArgs`.
     SelfAttentionArguments {

@@ -12,15 +12,14 @@ use fletcher_core::weights::{StoredDtype, Tensor};
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
 use super::kernels::{
-    AttentionArguments, EmbedArguments, FeedForwardTiles, Format, HEAD_DIM_MAX, HOPPER_TILES,
-    HOPPER_WIDTHS, HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments,
-    PoolArguments, ROWWISE_WIDTH, RotaryArguments, TILE, Way, WidenArguments, logistic, number,
-    pooling, tiled_blocks, tiled_shared,
+    EmbedArguments, FeedForwardTiles, Format, HEAD_DIM_MAX, HOPPER_TILES, HOPPER_WIDTHS,
+    HopperArguments, HopperTile, LINEAR_SHARED, LinearArguments, NormArguments, PoolArguments,
+    ROWWISE_WIDTH, RotaryArguments, TILE, Way, WidenArguments, logistic, number, pooling,
 };
 use super::tensor_map::Matrix;
 use super::{
-    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, rowwise, self_attention, small,
-    stride,
+    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, attention, layers, rowwise,
+    self_attention, small, stride,
 };
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
@@ -356,7 +355,8 @@ impl Backend for Cuda {
                 "heads of {found} columns; this device's attention takes at most {HEAD_DIM_MAX}"
             )));
         }
-        Arena::new(&self.device, spec, self.format, max_tokens)
+        let flash = attention::flash_takes(self, spec).then_some(self.flash_longer_than);
+        Arena::new(&self.device, spec, self.format, max_tokens, flash)
     }
 
     fn embed(
@@ -449,38 +449,7 @@ impl Backend for Cuda {
         op: AttentionOp<'_, Self>,
         _batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        self.device.enter()?;
-        let EncoderSpec { heads, head_dim, .. } = arena.spec;
-        let arguments = AttentionArguments {
-            qkv: arena.slot(Slot::Qkv),
-            context: arena.slot(Slot::Context),
-            relative: op.relative.map_or(0, |bias| bias.by_distance.address()),
-            batch: arena.batch.address(),
-            heads: heads as i32,
-            head_dim: head_dim as i32,
-            stride: arena.stride(Slot::Qkv) as i32,
-            context_stride: arena.stride(Slot::Context) as i32,
-            window: op.window.map_or(-1, |window| window.min(i32::MAX as usize / 2) as i32),
-            positions: op.relative.map_or(0, |bias| bias.positions as i32),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
-        let tiled = self.kernels.attention_tiled.as_ref();
-        let tiled = tiled.and_then(|all| all.iter().find(|(dim, _)| head_dim <= *dim));
-        let (kernel, blocks, shared_bytes) = match tiled {
-            Some((dim, kernel)) => {
-                let most = tiled_blocks(*dim) * self.device.limits().multiprocessors;
-                // A batch's share of them, so that the others' large blocks, which want a whole
-                // multiprocessor each, find some without any of these.
-                let share = (most / arena.in_flight).max(heads);
-                (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim))
-            }
-            // Sixteen blocks of four queries for each item.
-            None => (&self.kernels.attention_plain, (16 * arena.items, heads), 0),
-        };
-        let grid = Grid { blocks, threads: 128, shared_bytes };
-        // SAFETY: `AttentionArgs`; the slots have the strides given, and the bias covers every
-        // distance within the longest sequence.
-        unsafe { arena.stream.launch(kernel, grid, &arguments) }
+        attention::launch(self, arena, op)
     }
 
     fn self_attention(
