@@ -18,11 +18,12 @@ const FOLDER: &str = "crates/fletcher-backend/src/cuda/kernels";
 const REPORT: &str = "cubins.tsv";
 /// A bundle's source and the architectures it is compiled for. Code for `sm_80` also runs on the
 /// later 8.x, that for `sm_100` on 10.x and that for `sm_120` on 12.x.
-const BUNDLES: [(&str, &[&str]); 7] = [
+const BUNDLES: [(&str, &[&str]); 8] = [
     ("feedforward", &["90a"]),
     ("fused", &["80", "90a", "100", "120"]),
     ("general", &["80", "90a", "100", "120"]),
     ("hopper", &["90a"]),
+    ("hopper_f32", &["90a"]),
     ("layers", &["90a"]),
     ("rowwise", &["90a"]),
     ("self_attention", &["90a"]),
