@@ -24,6 +24,7 @@ const BUNDLES: [(&str, &[&str]); 8] = [
     ("fused", &["80", "90a", "100", "120"]),
     ("general", &["80", "90a", "100", "120"]),
     ("hopper", &["90a"]),
+    ("hopper_f32", &["90a"]),
     ("layers", &["90a"]),
     ("rowwise", &["90a"]),
     ("self_attention", &["90a"]),

@@ -95,11 +95,11 @@ impl Arena {
         ];
         let matrix = |of: Slot| {
             let (address, cols) = (slots[of as usize].address(), stride(width(spec, of)));
-            Matrix { address, rows: max_tokens, cols, bf16: format == Format::Bf16 }
+            Matrix { address, rows: max_tokens, cols, format }
         };
         let map = |of| device.tensor_map(matrix(of), TILE);
-        let hopper = format != Format::F32 && device.limits().capability.0 == 9;
-        let tiles = match hopper && feedforward_takes(spec) {
+        let hopper = device.limits().capability.0 == 9;
+        let tiles = match hopper && format != Format::F32 && feedforward_takes(spec) {
             true => {
                 let tiles = |of| FeedForwardTiles::rows(device, matrix(of));
                 Some([tiles(Slot::Context)?, tiles(Slot::Hidden)?, tiles(Slot::Qkv)?])

@@ -7,6 +7,7 @@ use fletcher_core::backend::{BackendError, Pooling};
 use fletcher_core::spec::Activation;
 
 use super::device::{Device, Kernel, Module, Start};
+use super::linear_f32::HopperF32;
 use super::tensor_map::{Matrix, TensorMap};
 
 /// Cubins of `kernels/*.cu` for each architecture, made by `cargo xtask cubins`.
@@ -77,6 +78,8 @@ pub(super) struct Kernels {
     /// The linear layer with residual sum and norm for few tokens, by the width of its tiles, of
     /// which [`NORM_TILES`] make a row.
     pub(super) hopper_norm: Option<[HopperNorm; 2]>,
+    /// On Hopper, in f32.
+    pub(super) hopper_f32: Option<HopperF32>,
     /// On Hopper, in the 16-bit formats.
     pub(super) rowwise: Option<Rowwise>,
     /// What lies between two attentions; where `rowwise` is.
@@ -297,6 +300,10 @@ impl Kernels {
             }
             false => None,
         };
+        let hopper_f32 = match !sixteen_bits && device.limits().capability.0 == 9 {
+            true => Some(HopperF32::load(device)?),
+            false => None,
+        };
         let rowwise = match hopper {
             Some(_) => {
                 let module = device.load(ROWWISE, Start::Early)?;
@@ -394,6 +401,7 @@ impl Kernels {
             layers,
             hopper,
             hopper_norm,
+            hopper_f32,
             rowwise,
             feedforward,
             self_attention,
@@ -506,6 +514,11 @@ arguments! {
     HopperArguments {
         x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64, scale: u64, shift: u64,
         rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
+    }
+    /// `HopperF32Args`.
+    HopperF32Arguments {
+        x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64,
+        k: i32, columns: i32, stride: i32, activation: i32,
     }
     /// `RowwiseArgs`.
     RowwiseArguments {

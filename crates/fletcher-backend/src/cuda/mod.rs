@@ -17,6 +17,8 @@ mod attention;
 mod device;
 mod kernels;
 mod layers;
+mod linear;
+mod linear_f32;
 mod ops;
 mod rowwise;
 mod self_attention;
@@ -220,6 +222,8 @@ pub struct Linear {
     maps: Option<[tensor_map::TensorMap; kernels::HOPPER_WIDTHS.len()]>,
     /// Its tiles as the `feedforward` kernel reads them, if it may be one of that kernel's.
     tiles: Option<kernels::FeedForwardTiles>,
+    /// Tiles of its two halves, which are what `weight` then holds, in f32 on Hopper.
+    halves: Option<linear_f32::Halves>,
 }
 
 /// A LayerNorm's parameters, padded with zeros.

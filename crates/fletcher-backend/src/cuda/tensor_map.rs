@@ -6,35 +6,51 @@ use cudarc::driver::sys as cu;
 use fletcher_core::backend::BackendError;
 
 use super::device::Device;
+use super::kernels::Format;
 
 /// An opaque parameter of kernels.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TensorMap([u64; 16]);
 
-/// A matrix of 16-bit elements on the card, rows end to end.
+/// A matrix on the card, rows end to end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matrix {
     pub(super) address: u64,
     pub(super) rows: usize,
     /// Elements of a row, a multiple of eight.
     pub(super) cols: usize,
-    pub(super) bf16: bool,
+    pub(super) format: Format,
 }
 
 impl Device {
-    /// Describes tiles of `tile_rows` rows and 64 columns, swizzled; zeros outside of the matrix.
+    /// Describes tiles of `tile_rows` rows and 128 bytes, swizzled; zeros outside of the matrix.
     pub(super) fn tensor_map(
         &self,
         matrix: Matrix,
         tile_rows: usize,
     ) -> Result<TensorMap, BackendError> {
+        let bytes = matrix.format.bytes();
         let sizes = [matrix.cols as u64, matrix.rows as u64];
-        self.encode(matrix, sizes, [2 * matrix.cols as u64], [64, tile_rows as u32])
+        let strides = [(bytes * matrix.cols) as u64];
+        self.encode(matrix, sizes, strides, [(128 / bytes) as u32, tile_rows as u32])
+    }
+
+    /// Describes such tiles of two matrices, one behind the other on the card and in a copy.
+    pub(super) fn tensor_map_of_halves(
+        &self,
+        matrix: Matrix,
+        tile_rows: usize,
+    ) -> Result<TensorMap, BackendError> {
+        let bytes = matrix.format.bytes();
+        let sizes = [matrix.cols as u64, matrix.rows as u64, 2];
+        let row = (bytes * matrix.cols) as u64;
+        let tile = [(128 / bytes) as u32, tile_rows as u32, 2];
+        self.encode(matrix, sizes, [row, row * matrix.rows as u64], tile)
     }
 
     /// Describes `tiles` such tiles beside each other, one copied behind the other: by row and tile
-    /// instead of by row and column. The matrix has whole tiles.
+    /// instead of by row and column. The matrix has whole tiles, of 16-bit elements.
     pub(super) fn tensor_map_of_tiles(
         &self,
         matrix: Matrix,
@@ -59,9 +75,10 @@ impl Device {
         const { assert!(STRIDES + 1 == RANK) };
         self.enter()?;
         let mut map = cu::CUtensorMap { opaque: [0; 16] };
-        let kind = match matrix.bf16 {
-            true => kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            false => kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        let kind = match matrix.format {
+            Format::F16 => kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Format::Bf16 => kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Format::F32 => kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         };
         // SAFETY: writes the map from arrays of the rank's length; nothing is read at the address.
         let code = unsafe {

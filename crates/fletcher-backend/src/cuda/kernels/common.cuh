@@ -130,10 +130,12 @@ DEVICE void mma_tf32(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 // x = high + low, each a TF32 number: three products of such halves give an f32 product's accuracy.
+// The high one is rounded half away from zero (cvt.rna.tf32 is the same in four instructions instead
+// of two); of the low one the tensor cores take what they read, all but at most its last bit.
+// NaN and infinity leave a NaN in the low one.
 DEVICE void split_tf32(float x, u32& high, u32& low) {
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
-  float rest = x - __uint_as_float(high);
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(rest));
+  high = (__float_as_uint(x) + 0x1000) & 0xffffe000;
+  low = __float_as_uint(x - __uint_as_float(high));
 }
 
 // 16 bytes from global to shared memory; zeros unless `valid`.

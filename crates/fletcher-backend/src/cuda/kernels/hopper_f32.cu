@@ -1,0 +1,282 @@
+// The linear layer in f32 for Hopper: y = epilogue(x * W^T + bias) with warpgroup products in TF32 and
+// bulk copies.
+//
+// A factor is the sum of two TF32 numbers, and three products of such halves have an f32 product's
+// accuracy. The weights' halves are two matrices, made when they were loaded; x comes to shared
+// memory as it is, and each thread splits what it holds of it, as the first operand, in registers.
+//
+// A persistent block makes tiles of y of 128 or 256 rows and N columns. One thread of the third
+// warpgroup keeps a ring of stages filled: 32 columns of x and of both halves of W. The other two have
+// 64 rows or twice 64 each. While a warpgroup's products of one part of a stage are made, it loads
+// and splits x of the next part. Shared memory gives the products 64 bytes a cycle whatever the
+// tile; 256 rows halve what the copies write there and what the L2 cache has to give, 33 FLOP a byte.
+#include "common.cuh"
+#if __CUDA_ARCH__ == 900
+#include "warpgroup.cuh"
+
+struct HopperF32Args {
+  TensorMap x, w;    // w: columns, rows, halves
+  const float* bias; // zeros behind the rows up to a multiple of 128
+  float* y;
+  const Batch* batch;
+  int k;       // columns of x and W
+  int columns; // of y before gating: everything up to its stride
+  int stride;  // of y
+  int activation;
+};
+
+// GATE makes a column of y of two: of W's rows, eight gates are in front of their eight values.
+enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, ACTIVATE = 3, GATE = 4 };
+
+constexpr int K = 32, ROW_BYTES = 4 * K;
+// Bytes between rows of a piece of y: neither lanes that write two columns each nor lanes that read
+// four meet a bank conflict.
+constexpr int PIECE_ROW = 160;
+
+template <int N, int PARTS> struct Shape {
+  static constexpr int ROWS = 128 * PARTS, STAGE_BYTES = (ROWS + 2 * N) * ROW_BYTES;
+  static constexpr int STAGES = 196608 / STAGE_BYTES;
+};
+
+// 64xN += 64x8 times (Nx8)^T.
+template <int N> DEVICE void warpgroup_mma_tf32(float (&d)[N / 2], const u32 (&a)[4], u64 b);
+template <> DEVICE void warpgroup_mma_tf32<64>(float (&d)[32], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, 1, 1, 1;"
+      :
+        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+template <> DEVICE void warpgroup_mma_tf32<128>(float (&d)[64], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, 1, 1, 1;"
+      :
+        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// Columns of x and both halves of N rows of W, by the copy engine.
+DEVICE void fetch_halves(u32 to, const TensorMap* map, int column, int row, u32 full) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+          to),
+      "l"(map), "r"(full), "r"(column), "r"(row), "r"(0) : "memory");
+}
+
+// 64 rows and 32 columns of x as operands of four products. Their order of columns is the thread's
+// own eight neighbours, two for each product; W's columns were put into the same order.
+struct Operands {
+  u32 high[4][4], low[4][4];
+};
+DEVICE void load_operands(Operands& a, u32 at) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float v[4];
+      asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                   : "r"((at ^ c * 16) + h * 8 * ROW_BYTES) : "memory");
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int kk = 2 * c + e / 2, i = e % 2 * 2 + h;
+        split_tf32(v[e], a.high[kk][i], a.low[kk][i]);
+      }
+    }
+}
+
+// Four neighbouring sums, or four gates and their values, as the epilogue says.
+template <int EPILOGUE> DEVICE float4 finish(float4 v, float4 other, int activation) {
+  auto one = [&](float x, float y) {
+    if (EPILOGUE == ACCUMULATE) return x + y;
+    if (EPILOGUE == GELU) return gelu_erf_exact(x);
+    if (EPILOGUE == ACTIVATE) return activate(activation, x);
+    if (EPILOGUE == GATE) return activate(activation, x) * y;
+    return x;
+  };
+  return make_float4(one(v.x, other.x), one(v.y, other.y), one(v.z, other.z), one(v.w, other.w));
+}
+
+DEVICE float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+DEVICE float4 load_piece(u32 at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
+  return v;
+}
+// 16 rows of sums by N columns, from `row` and `n0` on, through the warp's piece of shared memory, so
+// that neighbours are finished and stored together.
+template <int N, int EPILOGUE>
+DEVICE void store_rows(const HopperF32Args& p, const float (&d)[N / 2], u32 piece, int row, int n0, int tokens) {
+  constexpr bool GATED = EPILOGUE == GATE;
+  constexpr int LANES = GATED ? 4 : 8, AT_ONCE = 32 / LANES; // lanes of a row of a piece, rows at once
+  int lane = lane_now(), g = lane / 4, t = lane % 4;
+  // The lane's four of a piece's sums, and of y's columns.
+  int mine = GATED ? lane % 4 / 2 * 16 + lane % 2 * 4 : lane % 8 * 4, r = lane / LANES;
+  int column = (GATED ? n0 / 2 : n0) + lane % LANES * 4, end = GATED ? p.columns / 2 : p.columns;
+  float* to[16 / AT_ONCE];
+#pragma unroll
+  for (int i = 0; i < 16 / AT_ONCE; ++i) to[i] = p.y + (u64)(row + r + i * AT_ONCE) * p.stride + column;
+#pragma unroll
+  for (int at = 0; at < N; at += 32) {
+    int step = GATED ? at / 2 : at;
+    bool inside = column + step < end;
+    float4 bias = __ldg((const float4*)(p.bias + n0 + at + mine)), other = make_float4(0.f, 0.f, 0.f, 0.f);
+    float4 held[EPILOGUE == ACCUMULATE ? 4 : 1];
+    if (EPILOGUE == ACCUMULATE) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        held[i] = other;
+        if (inside && row + r + i * AT_ONCE < tokens) held[i] = *(const float4*)(to[i] + step);
+      }
+    }
+    if (GATED) other = __ldg((const float4*)(p.bias + n0 + at + mine + 8));
+    __syncwarp(); // the last piece has been read
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(piece + (g + 8 * h) * PIECE_ROW + j * 32 + t * 8),
+                     "f"(d[at / 2 + 4 * j + 2 * h]), "f"(d[at / 2 + 4 * j + 2 * h + 1]) : "memory");
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 16 / AT_ONCE; ++i) {
+      u32 from = piece + (r + i * AT_ONCE) * PIECE_ROW + mine * 4;
+      float4 v = plus(load_piece(from), bias);
+      float4 second = GATED ? plus(load_piece(from + 32), other) : held[EPILOGUE == ACCUMULATE ? i : 0];
+      v = finish<EPILOGUE>(v, second, p.activation);
+      if (inside && row + r + i * AT_ONCE < tokens) *(float4*)(to[i] + step) = v;
+    }
+  }
+}
+
+template <int N, int PARTS, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p) {
+  using S = Shape<N, PARTS>;
+  constexpr int STAGES = S::STAGES, STAGE_BYTES = S::STAGE_BYTES, ROWS = S::ROWS;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  __shared__ __align__(8) u64 barriers[2 * STAGES];
+  int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  u32 ring = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES;
+  if (thread == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, 8);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  release_next();
+  // Steps go in pairs: behind the last column there are zeros.
+  int tokens = p.batch->tokens, steps = (p.k + 2 * K - 1) / (2 * K) * 2, across = (p.columns + N - 1) / N;
+  int tiles = (tokens + ROWS - 1) / ROWS * across;
+
+  if (warp >= 8) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (warp == 8 && lane == 0) {
+      u32 slot = 0, phase = 1;
+      auto fetch_weights = [&](int tile, int step, u32 slot) {
+        expect_bytes(full + 8 * slot, STAGE_BYTES);
+        fetch_halves(ring + slot * STAGE_BYTES + ROWS * ROW_BYTES, &p.w, step * K, tile % across * N, full + 8 * slot);
+      };
+      // No other kernel writes the weights: the first of them do not wait. The other threads touch
+      // nothing of other kernels' before they have tiles of x.
+      int ahead = blockIdx.x < tiles ? min(STAGES, steps) : 0;
+      for (int step = 0; step < ahead; ++step) fetch_weights(blockIdx.x, step, step);
+      wait_for_previous();
+      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+        for (int step = 0; step < steps; ++step) {
+          if (ahead > 0) --ahead;
+          else {
+            barrier_wait(empty + 8 * slot, phase);
+            fetch_weights(tile, step, slot);
+          }
+#pragma unroll
+          for (int part = 0; part < PARTS; ++part)
+            fetch_tile(ring + slot * STAGE_BYTES + part * 128 * ROW_BYTES, &p.x, step * K, tile / across * ROWS + part * 128,
+                       full + 8 * slot);
+          if (++slot == STAGES) slot = 0, phase ^= 1;
+        }
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    int g = lane / 4, t = lane % 4;
+    u32 piece = ring + STAGES * STAGE_BYTES + warp * 16 * PIECE_ROW;
+    // Of the warp's rows and the lane's eight columns, in a stage.
+    u32 mine = (warp / 4 * 64 * PARTS + warp % 4 * 16 + g) * ROW_BYTES + ((2 * t ^ g) * 16);
+    u32 slot = 0, phase = 0, before = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+      float d[PARTS][N / 2];
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) d[part][i] = 0.f;
+      Operands a[2];
+      // A unit is a stage, or one of a stage's two parts of the warpgroup's rows. One unit's products
+      // are made while the next one's operands are loaded.
+      for (int step = 0; step < steps; step += 2 / PARTS) {
+#pragma unroll
+        for (int unit = 0; unit < 2; ++unit) {
+          int part = PARTS == 2 ? unit : 0;
+          u32 at = ring + slot * STAGE_BYTES;
+          if (PARTS == 1 || unit == 0) barrier_wait(full + 8 * slot, phase);
+          load_operands(a[unit], at + mine + part * 64 * ROW_BYTES);
+          u64 high = descriptor_swizzled(at + ROWS * ROW_BYTES), low = descriptor_swizzled(at + (ROWS + N) * ROW_BYTES);
+          warpgroup_arrive();
+#pragma unroll
+          for (int kk = 0; kk < 4; ++kk) {
+            warpgroup_mma_tf32<N>(d[part], a[unit].low[kk], high + 2 * kk);
+            warpgroup_mma_tf32<N>(d[part], a[unit].high[kk], low + 2 * kk);
+            warpgroup_mma_tf32<N>(d[part], a[unit].high[kk], high + 2 * kk);
+          }
+          warpgroup_commit();
+          warpgroup_wait<1>();
+          if (PARTS == 1 || unit == 0) {
+            if ((step > 0 || unit > 0) && lane == 0) barrier_arrive(empty + 8 * before);
+          }
+          if (PARTS == 1 || unit == 1) {
+            before = slot;
+            if (++slot == STAGES) slot = 0, phase ^= 1;
+          }
+        }
+      }
+      warpgroup_wait<0>();
+      if (lane == 0) barrier_arrive(empty + 8 * before);
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part)
+        store_rows<N, EPILOGUE>(p, d[part], piece, tile / across * ROWS + (warp / 4 * PARTS + part) * 64 + warp % 4 * 16,
+                                tile % across * N, tokens);
+    }
+  }
+}
+
+#define ENTRY(N, PARTS, EPILOGUE, name)                                                    \
+  extern "C" __global__ void __launch_bounds__(384, 1)                                     \
+      hopper_f32_##name##_##N##x##PARTS(const __grid_constant__ HopperF32Args p) {         \
+    hopper_linear<N, PARTS, EPILOGUE>(p);                                                  \
+  }
+#define ENTRIES(N, PARTS)                    \
+  ENTRY(N, PARTS, STORE, store)              \
+  ENTRY(N, PARTS, ACCUMULATE, accumulate)    \
+  ENTRY(N, PARTS, GELU, gelu)                \
+  ENTRY(N, PARTS, ACTIVATE, activate)        \
+  ENTRY(N, PARTS, GATE, gate)
+ENTRIES(64, 1)
+ENTRIES(128, 1)
+ENTRIES(128, 2)
+#endif
