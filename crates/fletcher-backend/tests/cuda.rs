@@ -11,7 +11,9 @@ use fletcher_backend::cuda::{Cuda, CudaOptions};
 use fletcher_core::backend::Precision;
 use fletcher_core::conformance;
 use fletcher_core::embedder::{EmbedOptions, Embedder, EmbedderConfig};
-use fletcher_core::spec::{EncoderSpec, LayerSpec, Position};
+use fletcher_core::spec::{
+    Activation, Biases, EncoderSpec, FeedForward, LayerSpec, NormPlacement, NormSpec, Position,
+};
 
 /// Formats with what rounding to them may change: in states of order 1, and in a unit vector's
 /// cosine.
@@ -109,6 +111,49 @@ fn small_encoder_over_long_sequences() {
         let spec = conformance::bert_like(128, 2, 512, 512);
         let lengths: Vec<usize> = (0..200).map(|i| 1 + i * 97 % 512).collect();
         conformance::repeats(&cuda, &spec, &lengths).unwrap();
+    }
+}
+
+/// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with and
+/// without biases, rotated where projections are stored and where they stay, over short and long
+/// sequences.
+#[test]
+fn pre_norm_layers() {
+    let pre_norm = |hidden, biased| {
+        let bert = conformance::bert_like(hidden, hidden / 64, 192, 400);
+        let layer =
+            |window, attention_norm| LayerSpec { window, rotary_theta: 10_000.0, attention_norm };
+        EncoderSpec {
+            layers: vec![layer(None, false), layer(Some(30), true), layer(None, true)],
+            position: Position::Rotary,
+            norm: NormSpec { eps: 1e-5, placement: NormPlacement::Pre },
+            feed_forward: FeedForward { gated: true, activation: Activation::GeluErf },
+            biases: Biases { attention: biased, feed_forward: biased, norm: biased },
+            ..bert
+        }
+    };
+    let specs = [pre_norm(384, false), pre_norm(768, false), pre_norm(768, true)];
+    let many: Vec<usize> = (0..150).map(|i| 1 + i * 97 % 400).collect();
+    for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
+        for spec in &specs {
+            for rowwise in [true, false] {
+                let options = CudaOptions { precision, ..CudaOptions::default() };
+                let Some(cuda) = open(CudaOptions { rowwise: Some(rowwise), ..options }) else {
+                    return;
+                };
+                let what = format!("{} wide, {precision:?}, {rowwise}", spec.hidden);
+                let say = |lengths: &str, worst: f64| {
+                    eprintln!("{what}, {lengths}: {worst:e}");
+                    assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
+                };
+                for lengths in [&[64, 64][..], &[1], &[129], &[300, 3, 64, 17, 1]] {
+                    let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
+                    say(&format!("{lengths:?}"), worst);
+                }
+                say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
+                conformance::repeats(&cuda, spec, &many).unwrap();
+            }
+        }
     }
 }
 

@@ -111,12 +111,16 @@ pub(super) struct Rowwise {
     pub(super) store: Kernel,
     /// The same, whose second layer applies GELU.
     pub(super) gelu: Kernel,
+    /// Sums and what the norm makes of them, by blocks that share a row.
+    pub(super) apart: [Kernel; 2],
 }
 
 /// The linear layer with residual sum and norm by a cluster of blocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HopperNorm {
-    pub(super) kernel: Kernel,
+    pub(super) norm: Kernel,
+    /// Sums and what the norm makes of them.
+    pub(super) apart: Kernel,
     pub(super) shared_bytes: usize,
     pub(super) width: usize,
 }
@@ -204,6 +208,7 @@ pub(super) struct HopperLinear {
     pub(super) accumulate: Kernel,
     pub(super) gelu: Kernel,
     pub(super) gate: Kernel,
+    pub(super) rotate: Kernel,
     pub(super) shared_bytes: usize,
 }
 
@@ -225,6 +230,8 @@ pub(super) enum Way {
     Turns,
 }
 
+/// Width of the heads that the linear layer rotates.
+pub(super) const ROTATED_HEAD: usize = 64;
 /// Widths that tensor maps of weights are made for.
 pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
 /// The variants of the linear layer for Hopper.
@@ -283,14 +290,20 @@ impl Kernels {
                         accumulate: kernel("accumulate")?,
                         gelu: kernel("gelu")?,
                         gate: kernel("gate")?,
+                        rotate: kernel("rotate")?,
                         shared_bytes,
                     })
                 };
                 let norm = |tile: HopperTile| {
                     let HopperLinear { shared_bytes, .. } = one(tile)?;
-                    let name = format!("hopper_norm_shared{}_{}", tile.width, format.name());
-                    let kernel = module.kernel(&name, shared_bytes)?;
-                    Ok::<_, BackendError>(HopperNorm { kernel, shared_bytes, width: tile.width })
+                    let kernel = |what: &str| {
+                        let (width, format) = (tile.width, format.name());
+                        let name = format!("hopper_{what}_shared{width}_{format}");
+                        module.kernel(&name, shared_bytes)
+                    };
+                    let (norm, apart) = (kernel("norm")?, kernel("apart")?);
+                    let width = tile.width;
+                    Ok::<_, BackendError>(HopperNorm { norm, apart, shared_bytes, width })
                 };
                 let [a, b, c, d, e, f] = HOPPER_TILES;
                 hopper_norm = Some([norm(a)?, norm(b)?]);
@@ -314,6 +327,7 @@ impl Kernels {
                     norm: [kernel("norm1")?, kernel("norm2")?],
                     store: kernel("store1")?,
                     gelu: kernel("gelu1")?,
+                    apart: [kernel("apart1")?, kernel("apart2")?],
                 };
                 modules.push(module);
                 Some(found)
@@ -513,7 +527,8 @@ arguments! {
     /// `HopperLinearArgs`.
     HopperArguments {
         x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64, scale: u64, shift: u64,
-        rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
+        normed: u64, rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
+        cos_sin: u64, rotated: i32,
     }
     /// `HopperF32Args`.
     HopperF32Arguments {

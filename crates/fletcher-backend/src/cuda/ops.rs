@@ -294,9 +294,15 @@ impl Backend for Cuda {
         input: Slot,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        match self_attention::launch(self, arena, model, layer, input)? {
-            true => Ok(()),
-            false => self_attention_by_operations(self, arena, model, layer, input, batch),
+        if self_attention::launch(self, arena, model, layer, input)? {
+            return Ok(());
+        }
+        let relative = model.relative_bias.as_ref();
+        match &layer.rotary {
+            Some(rotary) if linear::launch_rotated(self, arena, &layer.qkv, input, rotary)? => {
+                attention::launch(self, arena, AttentionOp { relative, window: layer.window })
+            }
+            _ => self_attention_by_operations(self, arena, model, layer, input, batch),
         }
     }
 
