@@ -133,7 +133,7 @@ fn pre_norm_layers() {
         }
     };
     let specs = [pre_norm(384, false), pre_norm(768, false), pre_norm(768, true)];
-    let many: Vec<usize> = (0..150).map(|i| 1 + i * 97 % 400).collect();
+    let many: Vec<usize> = (0..50).map(|i| 1 + i * 97 % 400).collect();
     for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
         for spec in &specs {
             for rowwise in [true, false] {
@@ -146,7 +146,7 @@ fn pre_norm_layers() {
                     eprintln!("{what}, {lengths}: {worst:e}");
                     assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
                 };
-                for lengths in [&[64, 64][..], &[1], &[129], &[300, 3, 64, 17, 1]] {
+                for lengths in [&[64, 64][..], &[300, 3, 64, 17, 1]] {
                     let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
                     say(&format!("{lengths:?}"), worst);
                 }
