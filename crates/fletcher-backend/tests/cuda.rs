@@ -114,9 +114,9 @@ fn small_encoder_over_long_sequences() {
     }
 }
 
-/// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with and
-/// without biases, rotated where projections are stored and where they stay, over short and long
-/// sequences.
+/// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with
+/// and without biases, rotated where projections are stored and where they stay, over short and
+/// long sequences.
 #[test]
 fn pre_norm_layers() {
     let pre_norm = |hidden, biased| {
@@ -234,8 +234,8 @@ fn self_attention() {
     }
 }
 
-/// Attention over long sequences, for heads of either width, with and without windows: sequences that
-/// end within a block of keys or with it, beside short ones, and so many that blocks go on.
+/// Attention over long sequences, for heads of either width, with and without windows: sequences
+/// that end within a block of keys or with it, beside short ones, and so many that blocks go on.
 #[test]
 fn flash_attention() {
     let windows = |windows: [Option<usize>; 2], hidden, heads| {
@@ -271,8 +271,8 @@ fn flash_attention() {
     }
 }
 
-/// A text whose values overflow has no result, and those beside it, in its tile of rows or not, have
-/// theirs, in every kernel of attention.
+/// A text whose values overflow has no result, and those beside it, in its tile of rows or not,
+/// have theirs, in every kernel of attention.
 #[test]
 fn an_overflow_is_its_own_sequence() {
     let batches: [(&[usize], usize); 4] =

@@ -74,7 +74,8 @@ pub fn worst_of<B: Backend>(
     Ok(worst_difference(&expected, &results(backend, &weights(backend, spec)?, &batch)?))
 }
 
-/// The reference's results, which take it long, and which are asked for in one format after another.
+/// The reference's results, which take it long, and which are asked for in one format after
+/// another.
 fn expected(spec: &EncoderSpec, lengths: &[usize]) -> Result<Arc<Vec<f32>>, BackendError> {
     type Known = HashMap<String, Arc<Vec<f32>>>;
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);

@@ -1,7 +1,7 @@
 //! Attention over projections that lie in memory: by which of the kernels.
 //!
-//! On Hopper, sequences of more than a tile go by `kernels/flash_attention.cu`; what is left goes by
-//! `kernels/attention.cuh`, on the tensor cores where the format has 16 bits.
+//! On Hopper, sequences of more than a tile go by `kernels/flash_attention.cu`; what is left goes
+//! by `kernels/attention.cuh`, on the tensor cores where the format has 16 bits.
 
 use fletcher_core::backend::{AttentionOp, BackendError, Slot};
 use fletcher_core::spec::{EncoderSpec, Position};
