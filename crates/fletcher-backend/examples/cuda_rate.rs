@@ -26,6 +26,9 @@ use fletcher_core::spec::{
 };
 use fletcher_core::weights::{StoredDtype, Tensor};
 
+/// Most tokens of a batch.
+const BATCH_TOKENS_MAX: usize = 1 << 20;
+
 const POOL: PoolOp = PoolOp { mode: Pooling::Mean, skip: 0 };
 
 fn spec(name: &str) -> EncoderSpec {
@@ -276,7 +279,7 @@ fn main() {
         }
     }
     for name in names {
-        let spec = spec(&name);
+        let spec = EncoderSpec { max_tokens: tokens.max(512), ..spec(&name) };
         let cuda = Cuda::open(options).unwrap();
         let model = weights(&cuda, &spec);
         if profile > 0 {
@@ -318,27 +321,30 @@ fn main() {
         let tflops = |rate: f64| rate * spec.flops(tokens) / 1e12;
         let say = |what: &str, rate: f64| {
             println!(
-                "{name} {} groups {} tile {:?}: {what}: {:.0} K/s, {:.1} TFLOP/s",
+                "{name} {} groups {} tile {:?}: {what}: {:.0} /s, {:.1} TFLOP/s",
                 options.precision.name(),
                 options.groups,
                 options.tile,
-                rate / 1e3,
+                rate,
                 tflops(rate)
             );
         };
         println!("{name} {}: {}: cosine to f64 {cosine:.7}", options.precision.name(), cuda.card());
-        say("32, one at a time", rate(&cuda, &model, (32, tokens), 1, time));
+        // Of long sequences a batch has fewer.
+        let most = (BATCH_TOKENS_MAX / tokens).max(1);
+        let small = most.min(32);
+        say(&format!("{small}, one at a time"), rate(&cuda, &model, (small, tokens), 1, time));
         for workers in [4, 8, 14] {
             say(
-                &format!("32, {workers} in flight"),
-                rate(&cuda, &model, (32, tokens), workers, time),
+                &format!("{small}, {workers} in flight"),
+                rate(&cuda, &model, (small, tokens), workers, time),
             );
         }
         let large: &[usize] = match &name[..] {
             "tiny" => &[264, 792, 1056, 4224, 8192],
             _ => &[264, 528, 1056],
         };
-        for &rows in large {
+        for &rows in large.iter().filter(|&&rows| rows <= most) {
             for workers in [1, 2, 4, 8] {
                 say(
                     &format!("{rows}, {workers} in flight"),
