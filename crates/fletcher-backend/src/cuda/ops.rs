@@ -1,8 +1,8 @@
 //! The backend's operations: which kernel runs over which slots.
 
 use fletcher_core::backend::{
-    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, LinearOp,
-    LinearSource, NormOp, PoolOp, Slot, self_attention_by_operations,
+    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, LinearOp, LinearSource,
+    NormOp, PoolOp, Slot, self_attention_by_operations,
 };
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
@@ -16,8 +16,8 @@ use super::kernels::{
     ROWWISE_WIDTH, RotaryArguments, TILE, WidenArguments, pooling, tiled_blocks, tiled_shared,
 };
 use super::{
-    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, linear, rowwise, self_attention, small,
-    stride,
+    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, linear, rowwise, self_attention,
+    small, stride,
 };
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
@@ -297,15 +297,14 @@ impl Backend for Cuda {
             positions: op.relative.map_or(0, |bias| bias.positions as i32),
             scale: 1.0 / (head_dim as f32).sqrt(),
         };
-        let tiled = self.kernels.attention_tiled.as_ref();
-        let tiled = tiled.and_then(|all| all.iter().find(|(dim, _)| head_dim <= *dim));
+        let tiled = self.kernels.attention_tiled.iter().find(|(dim, _)| head_dim <= *dim);
         let (kernel, blocks, shared_bytes) = match tiled {
             Some((dim, kernel)) => {
-                let most = tiled_blocks(*dim) * self.device.limits().multiprocessors;
+                let most = tiled_blocks(*dim, self.format) * self.device.limits().multiprocessors;
                 // A batch's share of them, so that the others' large blocks, which want a whole
                 // multiprocessor each, find some without any of these.
                 let share = (most / arena.in_flight).max(heads);
-                (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim))
+                (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim, self.format))
             }
             // Sixteen blocks of four queries for each item.
             None => (&self.kernels.attention_plain, (16 * arena.items, heads), 0),
