@@ -18,11 +18,14 @@ const BUNDLE: &[u8] = include_bytes!("kernels/hopper_f32.fatbin");
 
 /// Columns of x and W in a stage of the kernel.
 const STEP: usize = 32;
-/// Shared memory of a block: the ring of stages, and 16 padded rows of 32 columns for each warp.
-const SHARED: usize = 196_608 + 8 * 16 * 160;
-
 /// Widths of the tiles of the kernel's variants; they are 128 rows high.
 const WIDTHS: [usize; 2] = [64, 128];
+
+/// Shared memory of a block: the ring of stages, and a tile of padded rows of y.
+fn shared_bytes(width: usize) -> usize {
+    let stages = if width == 128 { 3 } else { 5 };
+    stages * (TILE + 2 * width) * 4 * STEP + TILE * (4 * width + 32)
+}
 
 /// What a step costs beside its products, and a tile beside its steps; in columns of products of a
 /// step.
@@ -50,8 +53,9 @@ impl HopperF32 {
     pub(super) fn load(device: &Arc<Device>) -> Result<Self, BackendError> {
         let module = device.load(BUNDLE, Start::Early)?;
         let one = |width: usize| {
-            let kernel =
-                |epilogue: &str| module.kernel(&format!("hopper_f32_{epilogue}_{width}"), SHARED);
+            let kernel = |epilogue: &str| {
+                module.kernel(&format!("hopper_f32_{epilogue}_{width}"), shared_bytes(width))
+            };
             Ok::<_, BackendError>(Epilogues {
                 store: kernel("store")?,
                 accumulate: kernel("accumulate")?,
@@ -152,7 +156,7 @@ pub(super) fn launch(
         activation: number(activation),
     };
     let blocks = (linear::blocks(cuda, arena, tiles(WIDTHS[at])), 1);
-    let grid = Grid { blocks, threads: 384, shared_bytes: SHARED };
+    let grid = Grid { blocks, threads: 384, shared_bytes: shared_bytes(WIDTHS[at]) };
     // SAFETY: `HopperF32Args`; the maps are of the slot and the weight, there is a bias for every
     // column of a tile, and the output slot has a row per token.
     unsafe { arena.stream.launch(kernel, grid, &arguments) }
