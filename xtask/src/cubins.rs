@@ -18,8 +18,9 @@ const FOLDER: &str = "crates/fletcher-backend/src/cuda/kernels";
 const REPORT: &str = "cubins.tsv";
 /// A bundle's source and the architectures it is compiled for. Code for `sm_80` also runs on the
 /// later 8.x, that for `sm_100` on 10.x and that for `sm_120` on 12.x.
-const BUNDLES: [(&str, &[&str]); 8] = [
+const BUNDLES: [(&str, &[&str]); 9] = [
     ("feedforward", &["90a"]),
+    ("flash_attention", &["90a"]),
     ("fused", &["80", "90a", "100", "120"]),
     ("general", &["80", "90a", "100", "120"]),
     ("hopper", &["90a"]),
@@ -31,7 +32,7 @@ const BUNDLES: [(&str, &[&str]); 8] = [
 /// Compiler flags besides the architectures.
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "--compress-mode=size", "-Xptxas=-v"];
 /// Kernels that may spill, and how many bytes: a ratchet.
-const SPILLS: [(&str, u32); 10] = [
+const SPILLS: [(&str, u32); 12] = [
     // The walk from one piece of work to the next, once for 64 keys.
     ("attention_32_f32", 52),
     ("attention_64_f32", 108),
@@ -40,8 +41,10 @@ const SPILLS: [(&str, u32); 10] = [
     // Around the norms, once for 128 rows; none in the loops of products.
     ("feedforward_", 180),
     ("fused_1_", 64),
+    ("hopper_apart_", 12),
     ("hopper_gate_turns192_", 8),
     ("hopper_norm_", 8),
+    ("hopper_rotate_turns192_", 8),
     ("rowwise_", 160),
     ("self_attention", 32),
 ];

@@ -2,8 +2,8 @@
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
-//! [--rowwise 0|1] [--self-attention 0|1] [--tokens N] [--seconds S] [--profile ROWS]
-//! [--linear TOKENS]`
+//! [--rowwise 0|1] [--self-attention 0|1] [--flash-longer-than TOKENS] [--tokens N] [--seconds S]
+//! [--profile ROWS] [--linear TOKENS]`
 //!
 //! `--profile` encodes two batches of so many rows and stops: for a profiler. `--linear` times the
 //! layer's linear layers alone, over so many tokens.
@@ -263,6 +263,7 @@ fn main() {
             "--groups" => options.groups = number() as usize,
             "--tile" => options.tile = Some(number() as usize),
             "--rowwise" => options.rowwise = Some(number() != 0.0),
+            "--flash-longer-than" => options.flash_longer_than = Some(number() as usize),
             "--self-attention" => options.self_attention = Some(number() != 0.0),
             "--tokens" => tokens = number() as usize,
             "--profile" => profile = number() as usize,

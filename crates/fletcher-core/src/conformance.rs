@@ -131,6 +131,47 @@ pub fn repeats<B: Backend>(
     })
 }
 
+/// Encodes sequences of these lengths twice, once with a token in the `spoiled` one whose values do
+/// not fit the backend's format: that sequence must have no finite result then, and every other one
+/// the same to the bit. For formats as narrow as f16.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// When it is not so.
+pub fn isolates<B: Backend>(
+    backend: &B,
+    spec: &EncoderSpec,
+    lengths: &[usize],
+    spoiled: usize,
+) -> Result<(), BackendError> {
+    // The token's state is all in its first column, which the values weigh with 10,000: 65,504 is
+    // f16's largest number.
+    let spoiling = spec.vocabulary;
+    let spec = EncoderSpec { vocabulary: spec.vocabulary + 1, ..spec.clone() };
+    let model = Random { spoils: true, ..Random::new() }.weights(backend, &spec)?;
+    let start: usize = lengths[..spoiled].iter().sum();
+    let mut ids = ids(&EncoderSpec { vocabulary: spoiling, ..spec.clone() }, lengths);
+    let mut arena = backend.plan(&spec, ids.len())?;
+    let expected = last_states(backend, &mut arena, &model, &pack(&ids, lengths))?;
+    assert!(expected.iter().all(|value| value.is_finite()), "the other tokens do not fit either");
+    ids[start + lengths[spoiled] / 2] = spoiling as u32;
+    let found = last_states(backend, &mut arena, &model, &pack(&ids, lengths))?;
+    let rows = start..start + lengths[spoiled];
+    let states = found.chunks_exact(spec.hidden).zip(expected.chunks_exact(spec.hidden));
+    for (token, (found, expected)) in states.enumerate() {
+        match rows.contains(&token) {
+            true => assert!(
+                !found.iter().all(|value| value.is_finite()),
+                "token {token} of the spoiled sequence has a result"
+            ),
+            false => assert!(found == expected, "token {token} is another sequence's and differs"),
+        }
+    }
+    Ok(())
+}
+
 /// What every pooling makes of an encoded batch, then the states.
 fn results<B: Backend>(
     b: &B,
@@ -354,52 +395,80 @@ fn specs() -> Vec<(&'static str, EncoderSpec)> {
 
 /// Deterministic weights, uploaded directly.
 fn weights<B: Backend>(b: &B, spec: &EncoderSpec) -> Result<EncoderWeights<B>, BackendError> {
-    let mut random = Random(42);
-    let d = spec.hidden;
-    let embedding = b.upload_embedding(EmbeddingSource {
-        word: random.tensor(&[spec.vocabulary, d]),
-        position: (spec.position.learned_offset())
-            .map(|offset| random.tensor(&[offset + spec.max_tokens, d])),
-        token_type: spec.token_types.then(|| random.tensor(&[2, d])),
-        position_offset: spec.position.learned_offset().unwrap_or(0),
-    })?;
-    let relative_bias = match spec.position {
-        Position::RelativeBuckets { .. } => {
-            let table: Vec<Vec<f32>> =
-                (0..spec.heads).map(|_| random.values(2 * spec.max_tokens - 1)).collect();
-            Some(b.upload_relative_bias(&table, spec.max_tokens)?)
-        }
-        _ => None,
-    };
-    let embedding_norm = random.norm(b, spec)?;
-    let final_norm = match spec.norm.placement {
-        NormPlacement::Pre => Some(random.norm(b, spec)?),
-        NormPlacement::Post => None,
-    };
-    let layers = (spec.layers.iter())
-        .map(|layer| random.layer(b, spec, layer))
-        .collect::<Result<Vec<_>, _>>()?;
-    let spec = spec.clone();
-    Ok(EncoderWeights { spec, embedding, embedding_norm, relative_bias, layers, final_norm })
+    Random::new().weights(b, spec)
 }
 
 /// A linear congruential generator (Knuth's MMIX constants): the suite needs no quality, only the
 /// same numbers everywhere.
-struct Random(u64);
+struct Random {
+    state: u64,
+    /// Whether the vocabulary's last token has values that f16 does not hold.
+    spoils: bool,
+}
 
 impl Random {
+    fn new() -> Self {
+        Self { state: 42, spoils: false }
+    }
+
+    fn weights<B: Backend>(
+        mut self,
+        b: &B,
+        spec: &EncoderSpec,
+    ) -> Result<EncoderWeights<B>, BackendError> {
+        let random = &mut self;
+        let d = spec.hidden;
+        let embedding = b.upload_embedding(EmbeddingSource {
+            word: random.words(spec.vocabulary, d),
+            position: (spec.position.learned_offset())
+                .map(|offset| random.tensor(&[offset + spec.max_tokens, d])),
+            token_type: spec.token_types.then(|| random.tensor(&[2, d])),
+            position_offset: spec.position.learned_offset().unwrap_or(0),
+        })?;
+        let relative_bias = match spec.position {
+            Position::RelativeBuckets { .. } => {
+                let table: Vec<Vec<f32>> =
+                    (0..spec.heads).map(|_| random.values(2 * spec.max_tokens - 1)).collect();
+                Some(b.upload_relative_bias(&table, spec.max_tokens)?)
+            }
+            _ => None,
+        };
+        let embedding_norm = random.norm(b, spec)?;
+        let final_norm = match spec.norm.placement {
+            NormPlacement::Pre => Some(random.norm(b, spec)?),
+            NormPlacement::Post => None,
+        };
+        let layers = (spec.layers.iter())
+            .map(|layer| random.layer(b, spec, layer))
+            .collect::<Result<Vec<_>, _>>()?;
+        let spec = spec.clone();
+        Ok(EncoderWeights { spec, embedding, embedding_norm, relative_bias, layers, final_norm })
+    }
+
     /// Uniform in -1..1.
     fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.next()).collect()
     }
 
+    fn words(&mut self, vocabulary: usize, d: usize) -> Tensor {
+        let mut values = self.values(vocabulary * d);
+        if self.spoils {
+            values[(vocabulary - 1) * d] = 6e4;
+        }
+        Self::tensor_of(&values, &[vocabulary, d])
+    }
+
     fn tensor(&mut self, shape: &[usize]) -> Tensor {
         let values = self.values(shape.iter().product());
+        Self::tensor_of(&values, shape)
+    }
+
+    fn tensor_of(values: &[f32], shape: &[usize]) -> Tensor {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Tensor {
             file: "conformance".into(),
@@ -416,17 +485,38 @@ impl Random {
         b.upload_norm(&scale, bias.as_deref(), spec.norm.eps)
     }
 
+    /// A matrix that keeps sums of order 1, and attention scores away from one-hot.
+    fn matrix(&mut self, rows: usize, cols: usize) -> Vec<f32> {
+        let scale = 2.0 / (cols as f32).sqrt();
+        self.values(rows * cols).iter().map(|v| v * scale).collect()
+    }
+
     fn linear<B: Backend>(
         &mut self,
         b: &B,
         (rows, cols): (usize, usize),
         (with_bias, gated): (bool, bool),
     ) -> Result<B::Linear, BackendError> {
-        // Keeps sums of order 1, and attention scores away from one-hot.
-        let scale = 2.0 / (cols as f32).sqrt();
-        let weight: Vec<f32> = self.values(rows * cols).iter().map(|v| v * scale).collect();
+        let weight = self.matrix(rows, cols);
         let bias = with_bias.then(|| self.values(rows));
         b.upload_linear(LinearSource { rows, cols, weight: &weight, bias: bias.as_deref(), gated })
+    }
+
+    fn qkv<B: Backend>(
+        &mut self,
+        b: &B,
+        (context, d): (usize, usize),
+        with_bias: bool,
+    ) -> Result<B::Linear, BackendError> {
+        let rows = 3 * context;
+        let mut weight = self.matrix(rows, d);
+        if self.spoils {
+            let values = &mut weight[2 * context * d..];
+            values.iter_mut().step_by(16 * d).for_each(|weight| *weight = 1e4);
+        }
+        let bias = with_bias.then(|| self.values(rows));
+        let bias = bias.as_deref();
+        b.upload_linear(LinearSource { rows, cols: d, weight: &weight, bias, gated: false })
     }
 
     fn layer<B: Backend>(
@@ -440,7 +530,7 @@ impl Random {
         let up_rows = if gated { 2 * inner } else { inner };
         let (attention, feed_forward) = (spec.biases.attention, spec.biases.feed_forward);
         Ok(LayerWeights {
-            qkv: self.linear(b, (3 * context, d), (attention, false))?,
+            qkv: self.qkv(b, (context, d), attention)?,
             attention_out: self.linear(b, (d, context), (attention, false))?,
             attention_norm: match layer.attention_norm {
                 true => Some(self.norm(b, spec)?),

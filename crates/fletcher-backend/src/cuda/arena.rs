@@ -16,8 +16,9 @@ use super::tensor_map::{Matrix, TensorMap};
 
 /// Words of the batch's header: `struct Batch` in `kernels/common.cuh`.
 const HEADER_WORDS: usize = 12;
-/// Queries of an item of attention's work.
+/// Queries of an item of attention's work, and of one of `flash_attention`'s.
 const ITEM_QUERIES: usize = 64;
+const FLASH_QUERIES: usize = 128;
 /// Most bytes of results that come back in one piece.
 const OUTPUT_BYTES: usize = 8 << 20;
 
@@ -29,8 +30,13 @@ pub struct Arena {
     pub(super) spec: EncoderSpec,
     /// Of the current batch.
     pub(super) tokens: usize,
-    /// Of the current batch: pieces of 64 queries of one sequence.
+    /// Of the current batch: pieces of queries of one sequence.
     pub(super) items: usize,
+    /// Whether these are `flash_attention`'s.
+    pub(super) flash: bool,
+    /// Where the longest sequence has more tokens, batches are staged for that kernel; none where
+    /// it does not take the model.
+    flash_longer_than: Option<usize>,
     /// Of the current batch: tiles of whole sequences, as many as fit into [`TILE`] rows; 0 where
     /// one is longer.
     pub(super) sequence_tiles: usize,
@@ -63,12 +69,14 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Allocates for `max_tokens` tokens, of which one sequence may hold all.
+    /// Allocates for `max_tokens` tokens, of which one sequence may hold all; batches whose longest
+    /// sequence has more than `flash_longer_than` tokens are staged for `flash_attention`.
     pub(super) fn new(
         device: &Arc<Device>,
         spec: &EncoderSpec,
         format: Format,
         max_tokens: usize,
+        flash_longer_than: Option<usize>,
     ) -> Result<Self, BackendError> {
         let slot_rows = max_tokens.next_multiple_of(TILE);
         let slot = |slot| {
@@ -114,6 +122,8 @@ impl Arena {
             spec: spec.clone(),
             tokens: 0,
             items: 0,
+            flash: false,
+            flash_longer_than,
             sequence_tiles: 0,
             slots,
             maps,
@@ -175,9 +185,11 @@ impl Arena {
         let work = end.next_multiple_of(4); // items are read as 16 bytes
         words[ids..ids + tokens].copy_from_slice(batch.ids());
         let mut item = work;
-        let (mut tiles, mut tile_end, mut longest) = (0, 0, 0);
+        let (mut tiles, mut tile_end) = (0, 0);
+        let longest = batch.sequences().map(|sequence| sequence.len()).max().unwrap_or(0);
+        self.flash = self.flash_longer_than.is_some_and(|tokens| longest > tokens);
+        let item_queries = if self.flash { FLASH_QUERIES } else { ITEM_QUERIES };
         for (row, sequence) in batch.sequences().enumerate() {
-            longest = longest.max(sequence.len());
             if sequence.end > tile_end {
                 words[starts + tiles] = sequence.start as u32;
                 (tiles, tile_end) = (tiles + 1, sequence.start + TILE);
@@ -189,7 +201,7 @@ impl Arena {
                 words[places + token] = place as u32;
             }
             words[ends + sequence.start..ends + sequence.end].fill(sequence.end as u32);
-            for query in (0..sequence.len()).step_by(ITEM_QUERIES) {
+            for query in (0..sequence.len()).step_by(item_queries) {
                 words[item] = sequence.start as u32;
                 words[item + 1] = sequence.len() as u32;
                 words[item + 2] = query as u32;

@@ -17,6 +17,7 @@ const LAYERS: &[u8] = include_bytes!("kernels/layers.fatbin");
 const HOPPER: &[u8] = include_bytes!("kernels/hopper.fatbin");
 const ROWWISE: &[u8] = include_bytes!("kernels/rowwise.fatbin");
 const FEEDFORWARD: &[u8] = include_bytes!("kernels/feedforward.fatbin");
+const FLASH_ATTENTION: &[u8] = include_bytes!("kernels/flash_attention.fatbin");
 const SELF_ATTENTION: &[u8] = include_bytes!("kernels/self_attention.fatbin");
 
 /// Rows and columns of the tile that a block of `linear` makes.
@@ -86,6 +87,9 @@ pub(super) struct Kernels {
     /// Queries, keys and values and the attention over them, for the head widths of
     /// [`SELF_ATTENTION_HEADS`]; on Hopper, in the 16-bit formats.
     pub(super) self_attention: Option<[SelfAttention; SELF_ATTENTION_HEADS.len()]>,
+    /// Attention over long sequences, for the head widths of [`FLASH_HEADS`]; on Hopper, in the
+    /// 16-bit formats.
+    pub(super) flash_attention: Option<[Kernel; FLASH_HEADS.len()]>,
     _modules: Vec<Module>,
 }
 
@@ -107,12 +111,16 @@ pub(super) struct Rowwise {
     pub(super) store: Kernel,
     /// The same, whose second layer applies GELU.
     pub(super) gelu: Kernel,
+    /// Sums and what the norm makes of them, by blocks that share a row.
+    pub(super) apart: [Kernel; 2],
 }
 
 /// The linear layer with residual sum and norm by a cluster of blocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HopperNorm {
-    pub(super) kernel: Kernel,
+    pub(super) norm: Kernel,
+    /// Sums and what the norm makes of them.
+    pub(super) apart: Kernel,
     pub(super) shared_bytes: usize,
     pub(super) width: usize,
 }
@@ -137,6 +145,13 @@ const FEEDFORWARD_PARAMETERS: usize = 2752;
 /// parameters.
 pub(super) const FEEDFORWARD_SHARED: usize =
     TILE * 2 * ROWWISE_WIDTH + 5 * ROWWISE_WIDTH / 2 * 128 + 14 * 8 + 4 * FEEDFORWARD_PARAMETERS;
+
+/// Widths of heads that the `flash_attention` kernels take.
+pub(super) const FLASH_HEADS: [usize; 2] = [32, 64];
+/// Columns of queries, keys and values that such a kernel takes at a time.
+pub(super) const FLASH_COLUMNS: usize = 64;
+/// Shared memory of a block of it: two tiles of queries, four of keys and four of values.
+pub(super) const FLASH_SHARED: usize = 10 * TILE * 2 * FLASH_COLUMNS;
 
 /// Widths of heads that the `self_attention` kernels take.
 pub(super) const SELF_ATTENTION_HEADS: [usize; 2] = [32, 64];
@@ -193,6 +208,7 @@ pub(super) struct HopperLinear {
     pub(super) accumulate: Kernel,
     pub(super) gelu: Kernel,
     pub(super) gate: Kernel,
+    pub(super) rotate: Kernel,
     pub(super) shared_bytes: usize,
 }
 
@@ -214,6 +230,8 @@ pub(super) enum Way {
     Turns,
 }
 
+/// Width of the heads that the linear layer rotates.
+pub(super) const ROTATED_HEAD: usize = 64;
 /// Widths that tensor maps of weights are made for.
 pub(super) const HOPPER_WIDTHS: [usize; 4] = [64, 128, 192, 256];
 /// The variants of the linear layer for Hopper.
@@ -273,14 +291,20 @@ impl Kernels {
                         accumulate: kernel("accumulate")?,
                         gelu: kernel("gelu")?,
                         gate: kernel("gate")?,
+                        rotate: kernel("rotate")?,
                         shared_bytes,
                     })
                 };
                 let norm = |tile: HopperTile| {
                     let HopperLinear { shared_bytes, .. } = one(tile)?;
-                    let name = format!("hopper_norm_shared{}_{}", tile.width, format.name());
-                    let kernel = module.kernel(&name, shared_bytes)?;
-                    Ok::<_, BackendError>(HopperNorm { kernel, shared_bytes, width: tile.width })
+                    let kernel = |what: &str| {
+                        let (width, format) = (tile.width, format.name());
+                        let name = format!("hopper_{what}_shared{width}_{format}");
+                        module.kernel(&name, shared_bytes)
+                    };
+                    let (norm, apart) = (kernel("norm")?, kernel("apart")?);
+                    let width = tile.width;
+                    Ok::<_, BackendError>(HopperNorm { norm, apart, shared_bytes, width })
                 };
                 let [a, b, c, d, e, f] = HOPPER_TILES;
                 hopper_norm = Some([norm(a)?, norm(b)?]);
@@ -304,6 +328,7 @@ impl Kernels {
                     norm: [kernel("norm1")?, kernel("norm2")?],
                     store: kernel("store1")?,
                     gelu: kernel("gelu1")?,
+                    apart: [kernel("apart1")?, kernel("apart2")?],
                 };
                 modules.push(module);
                 Some(found)
@@ -337,6 +362,20 @@ impl Kernels {
                     })
                 };
                 let [narrow, wide] = SELF_ATTENTION_HEADS;
+                let found = [one(narrow)?, one(wide)?];
+                modules.push(module);
+                Some(found)
+            }
+            None => None,
+        };
+        let flash_attention = match hopper {
+            Some(_) => {
+                let module = device.load(FLASH_ATTENTION, Start::Early)?;
+                let one = |dim: usize| {
+                    let name = format!("flash_attention{dim}_{}", format.name());
+                    module.kernel(&name, FLASH_SHARED)
+                };
+                let [narrow, wide] = FLASH_HEADS;
                 let found = [one(narrow)?, one(wide)?];
                 modules.push(module);
                 Some(found)
@@ -378,6 +417,7 @@ impl Kernels {
             rowwise,
             feedforward,
             self_attention,
+            flash_attention,
             _modules: {
                 modules.extend([general, small]);
                 modules
@@ -488,7 +528,8 @@ arguments! {
     /// `HopperLinearArgs`.
     HopperArguments {
         x: TensorMap, w: TensorMap, bias: u64, y: u64, batch: u64, scale: u64, shift: u64,
-        rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
+        normed: u64, rows: i32, k: i32, columns: i32, stride: i32, eps: f32, gate: [f32; 3],
+        cos_sin: u64, rotated: i32,
     }
     /// `HopperF32Args`.
     HopperF32Arguments {
@@ -517,6 +558,11 @@ arguments! {
         qkv: u64, context: u64, relative: u64, batch: u64,
         heads: i32, head_dim: i32, stride: i32, context_stride: i32,
         window: i32, positions: i32, scale: f32,
+    }
+    /// `FlashAttentionArgs`.
+    FlashAttentionArguments {
+        qkv: TensorMap, context: u64, batch: u64,
+        width: i32, stride: i32, window: i32, scale: f32,
     }
     /// `SelfAttentionArgs`.
     SelfAttentionArguments {

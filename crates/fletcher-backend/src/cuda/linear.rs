@@ -1,18 +1,18 @@
 //! The linear layer: weights as the kernels take them, and which kernel runs.
 
-use fletcher_core::backend::{BackendError, Epilogue, LinearOp, LinearSource};
+use fletcher_core::backend::{BackendError, Epilogue, LinearOp, LinearSource, Slot};
 use fletcher_core::spec::Activation;
 
 use super::arena::Arena;
 use super::device::Grid;
 use super::kernels::{
     FeedForwardTiles, HOPPER_TILES, HOPPER_WIDTHS, HopperArguments, HopperTile, LINEAR_SHARED,
-    LinearArguments, TILE, Way, logistic, number,
+    LinearArguments, ROTATED_HEAD, TILE, Way, logistic, number,
 };
 use super::linear_f32::{self, Halves};
 use super::ops::address;
 use super::tensor_map::Matrix;
-use super::{Cuda, Linear, stride};
+use super::{Cuda, Linear, Rotary, stride};
 
 /// What a step of the products of Hopper's linear layer costs beside its width, in columns: shared
 /// memory's bandwidth is what limits it, and a tile of x takes its share whatever the width.
@@ -112,7 +112,7 @@ pub(super) fn launch(
     if let Some(halves) = &weight.halves {
         return linear_f32::launch(cuda, arena, op, halves);
     }
-    if let Some(done) = launch_hopper(cuda, arena, op) {
+    if let Some(done) = launch_hopper(cuda, arena, op, None) {
         return done;
     }
     let to = arena.stride(op.output);
@@ -144,11 +144,31 @@ pub(super) fn launch(
     unsafe { arena.stream.launch(kernel, grid, &arguments) }
 }
 
-/// The layer on Hopper's own kernels in 16 bits, if there is one for it.
+/// Projects queries, keys and values and rotates what is to be, if there is a kernel that does both;
+/// tells whether it did.
+pub(super) fn launch_rotated(
+    cuda: &Cuda,
+    arena: &mut Arena,
+    weight: &Linear,
+    input: Slot,
+    rotary: &Rotary,
+) -> Result<bool, BackendError> {
+    if rotary.head_dim != ROTATED_HEAD {
+        return Ok(false);
+    }
+    cuda.device.enter()?;
+    assert_eq!(arena.stride(input), weight.cols, "the weight is for another width");
+    let op = LinearOp { weight, input, output: Slot::Qkv, epilogue: Epilogue::Store };
+    launch_hopper(cuda, arena, &op, Some(rotary)).map_or(Ok(false), |done| done.map(|()| true))
+}
+
+/// The layer on Hopper's own kernels in 16 bits, if there is one for it; what is stored is rotated
+/// first as far as it is queries and keys, if it is to be.
 fn launch_hopper(
     cuda: &Cuda,
     arena: &mut Arena,
     op: &LinearOp<'_, Cuda>,
+    rotary: Option<&Rotary>,
 ) -> Option<Result<(), BackendError>> {
     let (maps, all) = (op.weight.maps?, cuda.kernels.hopper?);
     let stride = arena.stride(op.output);
@@ -179,6 +199,7 @@ fn launch_hopper(
     let at = (0..HOPPER_TILES.len()).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)))?;
     let kernels = all[at];
     let kernel = match op.epilogue {
+        Epilogue::Store if rotary.is_some() => kernels.rotate,
         Epilogue::Store | Epilogue::Activate(Activation::Identity) => kernels.store,
         Epilogue::Accumulate => kernels.accumulate,
         Epilogue::Activate(Activation::GeluErf) => kernels.gelu,
@@ -194,16 +215,19 @@ fn launch_hopper(
         batch: arena.batch.address(),
         scale: 0,
         shift: 0,
+        normed: 0,
         rows: op.weight.rows as i32,
         k: op.weight.cols as i32,
         columns: columns as i32,
         stride: stride as i32,
         eps: 0.0,
         gate,
+        cos_sin: rotary.map_or(0, |rotary| rotary.cos_sin.address()),
+        rotated: rotary.map_or(0, |_| 2 * arena.spec.context_width()) as i32,
     };
     let shared_bytes = kernels.shared_bytes;
     let grid = Grid { blocks: (blocks(cuda, arena, tiles(width)), 1), threads: 384, shared_bytes };
     // SAFETY: `HopperLinearArgs`; the maps are of the slot and the weight, and the output slot has
-    // a row per token.
+    // a row per token; the rotary table has one for every place that a sequence may have.
     Some(unsafe { arena.stream.launch(&kernel, grid, &arguments) })
 }

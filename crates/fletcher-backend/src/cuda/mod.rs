@@ -13,6 +13,7 @@
 //! every other one as the composition of operations (`ops.rs`).
 
 mod arena;
+mod attention;
 mod device;
 mod kernels;
 mod layers;
@@ -55,6 +56,9 @@ pub struct CudaOptions {
     /// Whether queries, keys and values and the attention over them go as one kernel where there is
     /// one, for measurements; what the batch's sequences leave of tiles says by default.
     pub self_attention: Option<bool>,
+    /// Batches with longer sequences than this, in tokens, go by the attention kernel for long
+    /// ones, for measurements; those longer than a tile of 128 by default.
+    pub flash_longer_than: Option<usize>,
 }
 
 /// The NVIDIA backend.
@@ -67,6 +71,7 @@ pub struct Cuda {
     tile: Option<usize>,
     rowwise: Option<bool>,
     self_attention: Option<bool>,
+    flash_longer_than: usize,
     loads: arena::Loads,
     workers: usize,
     cores: usize,
@@ -108,6 +113,7 @@ impl Cuda {
             tile,
             rowwise,
             self_attention,
+            flash_longer_than: options.flash_longer_than.unwrap_or(kernels::TILE),
             loads,
             workers,
             cores,

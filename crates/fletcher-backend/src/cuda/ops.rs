@@ -12,12 +12,12 @@ use fletcher_core::weights::{StoredDtype, Tensor};
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
 use super::kernels::{
-    AttentionArguments, EmbedArguments, Format, HEAD_DIM_MAX, NormArguments, PoolArguments,
-    ROWWISE_WIDTH, RotaryArguments, TILE, WidenArguments, pooling, tiled_blocks, tiled_shared,
+    EmbedArguments, Format, HEAD_DIM_MAX, NormArguments, PoolArguments, ROWWISE_WIDTH,
+    RotaryArguments, TILE, WidenArguments, pooling,
 };
 use super::{
-    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, layers, linear, rowwise, self_attention,
-    small, stride,
+    Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, attention, layers, linear, rowwise,
+    self_attention, small, stride,
 };
 
 /// Tokens of a block, about: enough for every multiprocessor to have several tiles of each product,
@@ -220,7 +220,8 @@ impl Backend for Cuda {
                 "heads of {found} columns; this device's attention takes at most {HEAD_DIM_MAX}"
             )));
         }
-        Arena::new(&self.device, spec, self.format, max_tokens)
+        let flash = attention::flash_takes(self, spec).then_some(self.flash_longer_than);
+        Arena::new(&self.device, spec, self.format, max_tokens, flash)
     }
 
     fn embed(
@@ -282,37 +283,7 @@ impl Backend for Cuda {
         op: AttentionOp<'_, Self>,
         _batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        self.device.enter()?;
-        let EncoderSpec { heads, head_dim, .. } = arena.spec;
-        let arguments = AttentionArguments {
-            qkv: arena.slot(Slot::Qkv),
-            context: arena.slot(Slot::Context),
-            relative: op.relative.map_or(0, |bias| bias.by_distance.address()),
-            batch: arena.batch.address(),
-            heads: heads as i32,
-            head_dim: head_dim as i32,
-            stride: arena.stride(Slot::Qkv) as i32,
-            context_stride: arena.stride(Slot::Context) as i32,
-            window: op.window.map_or(-1, |window| window.min(i32::MAX as usize / 2) as i32),
-            positions: op.relative.map_or(0, |bias| bias.positions as i32),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
-        let tiled = self.kernels.attention_tiled.iter().find(|(dim, _)| head_dim <= *dim);
-        let (kernel, blocks, shared_bytes) = match tiled {
-            Some((dim, kernel)) => {
-                let most = tiled_blocks(*dim, self.format) * self.device.limits().multiprocessors;
-                // A batch's share of them, so that the others' large blocks, which want a whole
-                // multiprocessor each, find some without any of these.
-                let share = (most / arena.in_flight).max(heads);
-                (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim, self.format))
-            }
-            // Sixteen blocks of four queries for each item.
-            None => (&self.kernels.attention_plain, (16 * arena.items, heads), 0),
-        };
-        let grid = Grid { blocks, threads: 128, shared_bytes };
-        // SAFETY: `AttentionArgs`; the slots have the strides given, and the bias covers every
-        // distance within the longest sequence.
-        unsafe { arena.stream.launch(kernel, grid, &arguments) }
+        attention::launch(self, arena, op)
     }
 
     fn self_attention(
@@ -323,9 +294,15 @@ impl Backend for Cuda {
         input: Slot,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        match self_attention::launch(self, arena, model, layer, input)? {
-            true => Ok(()),
-            false => self_attention_by_operations(self, arena, model, layer, input, batch),
+        if self_attention::launch(self, arena, model, layer, input)? {
+            return Ok(());
+        }
+        let relative = model.relative_bias.as_ref();
+        match &layer.rotary {
+            Some(rotary) if linear::launch_rotated(self, arena, &layer.qkv, input, rotary)? => {
+                attention::launch(self, arena, AttentionOp { relative, window: layer.window })
+            }
+            _ => self_attention_by_operations(self, arena, model, layer, input, batch),
         }
     }
 

@@ -3,10 +3,12 @@
 //! (`kernels/feedforward.cu`), and, for few tokens, clusters of blocks with a tile of the row each
 //! (`kernels/hopper.cu`). Which models they take, and which of them when.
 
-use fletcher_core::backend::{AttentionOp, Backend, BackendError, Epilogue, LinearOp, Slot};
+use fletcher_core::backend::{
+    AttentionOp, Backend, BackendError, Epilogue, LinearOp, NormOp, Slot,
+};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
-use fletcher_core::spec::{Activation, EncoderSpec, NormPlacement};
+use fletcher_core::spec::{Activation, EncoderSpec, FeedForward, NormPlacement};
 
 use super::arena::Arena;
 use super::device::Grid;
@@ -28,20 +30,29 @@ const FILLED_MIN: usize = 5;
 /// another of its block, and tell a block of its pair twice of itself and not of the other.
 const COLUMNS_MIN: usize = 128;
 
-/// A linear layer, the residual sum with [`Slot::Hidden`], a norm, and perhaps another linear
-/// layer.
+/// A linear layer, the residual sum with [`Slot::Hidden`], and a norm.
 struct RowwiseOp<'a> {
     input: Slot,
     first: &'a Linear,
     norm: &'a Norm,
-    second: Option<(&'a Linear, Slot, Activation)>,
+    then: Then<'a>,
+}
+
+/// What becomes of the norm's result.
+#[derive(Clone, Copy)]
+enum Then<'a> {
+    /// It is the state.
+    State,
+    /// It is, and another linear layer takes it as well.
+    Second(&'a Linear, Slot, Activation),
+    /// It goes there, and the sum is the state.
+    Apart(Slot),
 }
 
 /// Whether the kernels take models of this spec, if they have all biases.
 pub(super) fn takes(cuda: &Cuda, spec: &EncoderSpec) -> bool {
     cuda.kernels.rowwise.is_some()
         && (1..=2).any(|blocks| spec.hidden == blocks * ROWWISE_WIDTH)
-        && spec.norm.placement == NormPlacement::Post
         && [spec.context_width(), spec.intermediate]
             .into_iter()
             .all(|columns| columns.is_multiple_of(64) && columns >= COLUMNS_MIN)
@@ -50,9 +61,10 @@ pub(super) fn takes(cuda: &Cuda, spec: &EncoderSpec) -> bool {
 /// Blocks that share a row, if the kernels take the model.
 fn blocks_of_row(cuda: &Cuda, model: &EncoderWeights<Cuda>) -> Option<usize> {
     let biased = |linear: &Linear| linear.bias.is_some();
+    let post = model.spec.norm.placement == NormPlacement::Post;
     let layer = |layer: &LayerWeights<Cuda>| {
         let norms = [layer.attention_norm.as_ref(), Some(&layer.feed_forward_norm)];
-        norms.into_iter().all(|norm| norm.is_some_and(|norm| norm.bias.is_some()))
+        (!post || norms.into_iter().all(|norm| norm.is_some_and(|norm| norm.bias.is_some())))
             && [&layer.qkv, &layer.attention_out, &layer.up, &layer.down].into_iter().all(biased)
     };
     let takes = takes(cuda, &model.spec) && model.layers.iter().all(layer);
@@ -90,16 +102,20 @@ pub(super) fn encode(
     let Some(blocks) = blocks_of_row(cuda, model) else { return Ok(false) };
     let filling = cuda.device.limits().multiprocessors / blocks * TILE;
     let filled = cuda.rowwise.unwrap_or(8 * tokens >= FILLED_MIN * filling);
+    let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
+        true => launch(cuda, arena, blocks, op),
+        false => launch_cluster(cuda, arena, op),
+    };
+    if model.spec.norm.placement == NormPlacement::Pre {
+        encode_pre_norm(cuda, arena, model, batch, with_norm)?;
+        return Ok(true);
+    }
     let relative = model.relative_bias.as_ref();
     let chained = filled && chained(model);
     let whole = chained && feedforward_takes(&model.spec);
     // A layer ends with the next one's projections where attention does not make them itself.
     let attends = |layer| self_attention::takes(cuda, arena, model, layer, Slot::Hidden);
     let with_next = chained && !model.layers.iter().all(attends);
-    let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
-        true => launch(cuda, arena, blocks, op),
-        false => launch_cluster(cuda, arena, op),
-    };
     for (index, layer) in model.layers.iter().enumerate() {
         let Some(attention_norm) = &layer.attention_norm else { return Ok(false) };
         // The projections are there already where the layer before ended with them.
@@ -116,32 +132,92 @@ pub(super) fn encode(
             launch_whole(cuda, arena, layer, attention_norm, next.map(|next| &next.qkv))?;
             continue;
         }
-        let up = (&layer.up, Slot::Inner, model.spec.feed_forward.activation);
         let op = RowwiseOp {
             input: Slot::Context,
             first: &layer.attention_out,
             norm: attention_norm,
-            second: chained.then_some(up),
+            then: match chained {
+                true => Then::Second(&layer.up, Slot::Inner, model.spec.feed_forward.activation),
+                false => Then::State,
+            },
         };
         with_norm(arena, op)?;
         if !chained {
-            let activation = model.spec.feed_forward.activation;
-            let epilogue = match model.spec.feed_forward.gated {
-                true => Epilogue::Gate(activation),
-                false => Epilogue::Activate(activation),
-            };
-            let (weight, input, output) = (&layer.up, Slot::Hidden, Slot::Inner);
-            cuda.linear(arena, LinearOp { weight, input, output, epilogue })?;
+            go_up(cuda, arena, model, layer, Slot::Hidden)?;
         }
         let op = RowwiseOp {
             input: Slot::Inner,
             first: &layer.down,
             norm: &layer.feed_forward_norm,
-            second: next.map(|next| (&next.qkv, Slot::Qkv, Activation::Identity)),
+            then: next.map_or(Then::State, |next| {
+                Then::Second(&next.qkv, Slot::Qkv, Activation::Identity)
+            }),
         };
         with_norm(arena, op)?;
     }
     Ok(true)
+}
+
+/// The same for models whose norms are in front of attentions and feed-forward networks: what ends
+/// with a sum also makes the norm that the next one begins with.
+fn encode_pre_norm(
+    cuda: &Cuda,
+    arena: &mut Arena,
+    model: &EncoderWeights<Cuda>,
+    batch: &PackedBatch,
+    with_norm: impl Fn(&Arena, RowwiseOp<'_>) -> Result<(), BackendError>,
+) -> Result<(), BackendError> {
+    let mut input = Slot::Hidden;
+    if let Some(norm) = model.layers.first().and_then(|layer| layer.attention_norm.as_ref()) {
+        cuda.norm(arena, NormOp { norm, input, output: Slot::Normed })?;
+        input = Slot::Normed;
+    }
+    for (index, layer) in model.layers.iter().enumerate() {
+        cuda.self_attention(arena, model, layer, input, batch)?;
+        let op = RowwiseOp {
+            input: Slot::Context,
+            first: &layer.attention_out,
+            norm: &layer.feed_forward_norm,
+            then: Then::Apart(Slot::Normed),
+        };
+        with_norm(arena, op)?;
+        go_up(cuda, arena, model, layer, Slot::Normed)?;
+        let next = model.layers.get(index + 1);
+        // Nobody needs the sum that the encoder's last norm is of.
+        let (norm, then) = match next {
+            Some(next) => (next.attention_norm.as_ref(), Then::Apart(Slot::Normed)),
+            None => (model.final_norm.as_ref(), Then::State),
+        };
+        match norm {
+            Some(norm) => {
+                with_norm(arena, RowwiseOp { input: Slot::Inner, first: &layer.down, norm, then })?;
+                input = Slot::Normed;
+            }
+            None => {
+                let (weight, output) = (&layer.down, Slot::Hidden);
+                let epilogue = Epilogue::Accumulate;
+                cuda.linear(arena, LinearOp { weight, input: Slot::Inner, output, epilogue })?;
+                input = Slot::Hidden;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The feed-forward network's first half.
+fn go_up(
+    cuda: &Cuda,
+    arena: &mut Arena,
+    model: &EncoderWeights<Cuda>,
+    layer: &LayerWeights<Cuda>,
+    input: Slot,
+) -> Result<(), BackendError> {
+    let FeedForward { gated, activation } = model.spec.feed_forward;
+    let epilogue = match gated {
+        true => Epilogue::Gate(activation),
+        false => Epilogue::Activate(activation),
+    };
+    cuda.linear(arena, LinearOp { weight: &layer.up, input, output: Slot::Inner, epilogue })
 }
 
 /// The same without a second layer, by clusters of blocks that share a row of tiles.
@@ -150,8 +226,13 @@ fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), B
     let columns = arena.stride(Slot::Hidden);
     let kernels = cuda.kernels.hopper_norm.ok_or_else(none)?;
     let fits = |kernel: &HopperNorm| kernel.width * NORM_TILES == columns;
-    let HopperNorm { kernel, shared_bytes, width } =
+    let HopperNorm { norm, apart, shared_bytes, width } =
         kernels.into_iter().find(fits).ok_or_else(none)?;
+    let (kernel, normed) = match op.then {
+        Then::State => (norm, 0),
+        Then::Apart(output) => (apart, arena.slot(output)),
+        Then::Second(..) => return Err(none()),
+    };
     let maps = op.first.maps.ok_or_else(none)?;
     let at = HOPPER_WIDTHS.iter().position(|&other| other == width).ok_or_else(none)?;
     let arguments = HopperArguments {
@@ -162,12 +243,15 @@ fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), B
         batch: arena.batch.address(),
         scale: op.norm.scale.address(),
         shift: address(&op.norm.bias),
+        normed,
         rows: op.first.rows as i32,
         k: op.first.cols as i32,
         columns: columns as i32,
         stride: columns as i32,
         eps: op.norm.eps,
         gate: [0.0; 3],
+        cos_sin: 0,
+        rotated: 0,
     };
     let blocks = (arena.tokens.div_ceil(TILE) * NORM_TILES, 1);
     let grid = Grid { blocks, threads: 384, shared_bytes };
@@ -239,30 +323,28 @@ fn launch(
     let map = |linear: &Linear, rows: usize| weight_map(linear, rows).ok_or_else(none);
     let kernels = cuda.kernels.rowwise.ok_or_else(none)?;
     let first = map(op.first, ROWWISE_WIDTH / 2)?;
-    let (kernel, second, columns) = match op.second {
-        None => (kernels.norm[blocks - 1], None, 0),
-        Some((linear, output, Activation::GeluErf)) => {
-            (kernels.gelu, Some((linear, output)), arena.stride(output))
+    let (kernel, second, out) = match op.then {
+        Then::State => (kernels.norm[blocks - 1], None, None),
+        Then::Apart(output) => (kernels.apart[blocks - 1], None, Some(output)),
+        Then::Second(linear, output, activation) => {
+            let gelu = activation == Activation::GeluErf;
+            (if gelu { kernels.gelu } else { kernels.store }, Some(linear), Some(output))
         }
-        Some((linear, output, _)) => (kernels.store, Some((linear, output)), arena.stride(output)),
     };
     let arguments = RowwiseArguments {
         x: arena.map(op.input).ok_or_else(none)?,
         state: arena.map(Slot::Hidden).ok_or_else(none)?,
         first,
-        second: match second {
-            Some((linear, _)) => map(linear, TILE)?,
-            None => first,
-        },
+        second: second.map_or(Ok(first), |linear| map(linear, TILE))?,
         first_bias: address(&op.first.bias),
         scale: op.norm.scale.address(),
         shift: address(&op.norm.bias),
-        second_bias: second.map_or(0, |(linear, _)| address(&linear.bias)),
+        second_bias: second.map_or(0, |linear| address(&linear.bias)),
         hidden: arena.slot(Slot::Hidden),
-        out: second.map_or(0, |(_, output)| arena.slot(output)),
+        out: out.map_or(0, |output| arena.slot(output)),
         batch: arena.batch.address(),
         k: op.first.cols as i32,
-        columns: columns as i32,
+        columns: second.and(out).map_or(0, |output| arena.stride(output)) as i32,
         eps: op.norm.eps,
     };
     // A block goes on to its second tile sooner than another would begin with it.

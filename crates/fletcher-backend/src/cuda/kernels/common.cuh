@@ -22,6 +22,11 @@ template <> struct Format<Half> {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
   }
+  // Zeros stay zeros while all numbers are finite.
+  static DEVICE u32 plus_zero_times(u32 plus, u32 v) {
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(plus) : "r"(v), "r"(0));
+    return plus;
+  }
   static DEVICE float low(u32 v) {
     float f;
     asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(v));
@@ -39,6 +44,11 @@ template <> struct Format<Bf16> {
     u32 d;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
+  }
+  // Zeros stay zeros while all numbers are finite.
+  static DEVICE u32 plus_zero_times(u32 plus, u32 v) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(plus) : "r"(v), "r"(0));
+    return plus;
   }
   static DEVICE float low(u32 v) { return __uint_as_float(v << 16); }
   static DEVICE float high(u32 v) { return __uint_as_float(v & 0xffff0000u); }

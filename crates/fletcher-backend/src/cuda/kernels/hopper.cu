@@ -15,19 +15,25 @@ struct HopperLinearArgs {
   const float* bias; // zeros behind the rows up to a multiple of 768
   void* y;
   const Batch* batch;
-  const float *scale, *shift; // of the norm
+  const float *scale, *shift; // of the norm; the shift may be null
+  void* normed;
   int rows;    // of W
   int k;       // columns of x and W
   int columns; // of y before gating: everything up to its stride
   int stride;  // of y
   float eps;
   Logistic gate;
+  const float2* cos_sin; // by place and frequency
+  int rotated;           // columns of y in front: those of queries and keys
 };
 
 // NORM is y = norm(x * W^T + bias + y), for as many columns as `TOGETHER` tiles have: that many blocks,
-// a cluster, make one row of tiles, and tell each other their rows' means and squares. GATE makes a
-// column of y of two: of W's rows, eight gates are in front of their eight values.
-enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3, GATE = 4 };
+// a cluster, make one row of tiles, and tell each other their rows' means and squares; APART leaves
+// the sums in y, and what the norm makes of them elsewhere. GATE makes a column of y of two: of W's
+// rows, eight gates are in front of their eight values. ROTATE rotates the first columns by their rows'
+// places, heads of 64.
+enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, NORM = 3, GATE = 4, ROTATE = 5, APART = 6 };
+template <int EPILOGUE> constexpr bool NORMS = EPILOGUE == NORM || EPILOGUE == APART;
 
 constexpr int TOGETHER = 6;
 
@@ -113,7 +119,7 @@ DEVICE void normalise(float (&d)[N / 2], float2 (&told)[TOGETHER][M], u32 all_to
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     by[j] = __ldg((const float2*)(scale + j * 8 + 2 * t));
-    plus[j] = __ldg((const float2*)(shift + j * 8 + 2 * t));
+    plus[j] = shift ? __ldg((const float2*)(shift + j * 8 + 2 * t)) : make_float2(0.f, 0.f);
   }
   barrier_wait_for_others(all_told, parity);
   float factor[2];
@@ -147,6 +153,24 @@ DEVICE void normalise(float (&d)[N / 2], float2 (&told)[TOGETHER][M], u32 all_to
   }
 }
 
+// Rotates a head of 64 columns of the thread's two rows, a column with the one 32 behind it.
+DEVICE void rotate(float* d, const float2* cos_sin, const u32 (&places)[2]) {
+  int t = threadIdx.x % 4;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float4 by = __ldg((const float4*)(cos_sin + places[h] * 32 + 8 * j + 2 * t));
+      float cosine[2] = {by.x, by.z}, sine[2] = {by.y, by.w};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float &a = d[4 * j + 2 * h + e], &b = d[16 + 4 * j + 2 * h + e], low = a;
+        a = low * cosine[e] - b * sine[e];
+        b = b * cosine[e] + low * sine[e];
+      }
+    }
+}
+
 template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(const HopperLinearArgs& p) {
   constexpr int STAGES = Shape<N>::STAGES, STAGE_BYTES = Shape<N>::STAGE_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -156,7 +180,7 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
   // Of this tile and of the one before it: every block's mean and sum of squares by row, and the
   // barrier that all warps of all blocks arrive at when they have told theirs. A barrier of its own
   // for each, since a warp may be through with a tile before all others have told theirs.
-  __shared__ float2 told[EPILOGUE == NORM ? 2 : 1][TOGETHER][M];
+  __shared__ float2 told[NORMS<EPILOGUE> ? 2 : 1][TOGETHER][M];
   __shared__ __align__(8) u64 all_told[2];
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   u32 ring = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES;
@@ -165,11 +189,11 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, TURNS ? 4 : 8);
     }
-    if (EPILOGUE == NORM)
+    if (NORMS<EPILOGUE>)
       for (int i = 0; i < 2; ++i) barrier_init(shared_address(&all_told[i]), TOGETHER * 8);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  if (EPILOGUE == NORM) cluster_sync();
+  if (NORMS<EPILOGUE>) cluster_sync();
   else __syncthreads();
   release_next();
   int tokens = p.batch->tokens, steps = (p.k + K - 1) / K, across = (p.columns + N - 1) / N;
@@ -238,8 +262,8 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
       take_turn();
       // The state is read while the products are made, and not before the first tile of x is there:
       // till then other kernels may write it.
-      uint4 held[EPILOGUE == NORM ? N / 16 : 1];
-      if constexpr (EPILOGUE == NORM) {
+      uint4 held[NORMS<EPILOGUE> ? N / 16 : 1];
+      if constexpr (NORMS<EPILOGUE>) {
         barrier_wait(full + 8 * slot_of(count), phase_of(count));
         read_rows<T, N>(held, (const T*)p.y, tile / across * M + warp * 16, tokens, p.stride, n0);
       }
@@ -269,20 +293,72 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
         ++turn;
       }
 
-      if constexpr (EPILOGUE == NORM) {
-        add_rows<T, N>(d[0], held, stage);
-        normalise<N>(d[0], told[turn % 2], shared_address(&all_told[turn % 2]), turn / 2 % 2, warp * 16 + lane / 4, p.scale + n0,
-                     p.shift + n0, p.eps);
-        ++turn;
-      }
       // Pieces of y pass through shared memory, so that neighbours are stored together.
       constexpr int PIECE = EPILOGUE == GATE ? 32 : 64, LANES = PIECE / 8, AT_ONCE = 32 / LANES;
       int first = n0 * PIECE / 64, end = p.columns * PIECE / 64;
+      auto store_piece = [&](int part, int row, int piece, T* y) {
+#pragma unroll
+        for (int pair = 0; pair < PIECE / 16; ++pair) {
+          u32 v[4], held[4] = {};
+          u32 to = stage + (lane % 16) * STAGE_ROW + (pair * 2 + lane / 16) * 16;
+          if (EPILOGUE == ACCUMULATE) ldmatrix(held, to);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            int index = EPILOGUE == GATE ? piece * 8 + pair * 4 + j * 2 : piece * 8 + pair * 2 + j;
+            float2 bias = make_float2(0.f, 0.f);
+            if (EPILOGUE == GELU)
+              asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias.x), "=f"(bias.y) : "r"(bias_at + index * 32));
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              float x = d[part][4 * index + 2 * h], y = d[part][4 * index + 2 * h + 1];
+              if (EPILOGUE == GELU) {
+                x = gelu(x + bias.x);
+                y = gelu(y + bias.y);
+              } else if (EPILOGUE == ACCUMULATE) {
+                x += Format<T>::low(held[2 * j + h]);
+                y += Format<T>::high(held[2 * j + h]);
+              } else if (EPILOGUE == GATE) {
+                x = logistic(x, p.gate) * d[part][4 * index + 4 + 2 * h];
+                y = logistic(y, p.gate) * d[part][4 * index + 5 + 2 * h];
+              }
+              v[2 * j + h] = Format<T>::pack(x, y);
+            }
+          }
+          asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v[0]), "r"(v[1]),
+                       "r"(v[2]), "r"(v[3]) : "memory");
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 16 / AT_ONCE; ++i) {
+          int r = i * AT_ONCE + lane / LANES, column = first + piece * PIECE + lane % LANES * 8;
+          uint4 v;
+          asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                       : "r"(stage + r * STAGE_ROW + lane % LANES * 16) : "memory");
+          if (row + r < tokens && column < end) *(uint4*)(y + (u64)(row + r) * p.stride + column) = v;
+        }
+        __syncwarp();
+      };
+      if constexpr (NORMS<EPILOGUE>) {
+        add_rows<T, N>(d[0], held, stage);
+        if (EPILOGUE == APART)
+#pragma unroll
+          for (int piece = 0; piece < N / 64; ++piece)
+            store_piece(0, tile / across * M + warp * 16, piece, (T*)p.y);
+        normalise<N>(d[0], told[turn % 2], shared_address(&all_told[turn % 2]), turn / 2 % 2, warp * 16 + lane / 4, p.scale + n0,
+                     p.shift ? p.shift + n0 : nullptr, p.eps);
+        ++turn;
+      }
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) {
         int row = tile / across * M + (TURNS ? part : group) * 64 + warp % 4 * 16;
+        u32 places[2] = {};
+        if (EPILOGUE == ROTATE)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            if (row + lane / 4 + 8 * h < tokens) places[h] = __ldg(::part(p.batch, p.batch->places) + row + lane / 4 + 8 * h);
 #pragma unroll
         for (int piece = 0; piece < N / 64; ++piece) {
+          if (EPILOGUE == ROTATE && n0 + piece * 64 < p.rotated) rotate(d[part] + 32 * piece, p.cos_sin, places);
           if (EPILOGUE == ACCUMULATE) { // what the rows hold takes the way of the sums, backwards
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -295,52 +371,13 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
             }
             __syncwarp();
           }
-#pragma unroll
-          for (int pair = 0; pair < PIECE / 16; ++pair) {
-            u32 v[4], held[4] = {};
-            u32 to = stage + (lane % 16) * STAGE_ROW + (pair * 2 + lane / 16) * 16;
-            if (EPILOGUE == ACCUMULATE) ldmatrix(held, to);
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              int index = EPILOGUE == GATE ? piece * 8 + pair * 4 + j * 2 : piece * 8 + pair * 2 + j;
-              float2 bias = make_float2(0.f, 0.f);
-              if (EPILOGUE == GELU)
-                asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias.x), "=f"(bias.y) : "r"(bias_at + index * 32));
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                float x = d[part][4 * index + 2 * h], y = d[part][4 * index + 2 * h + 1];
-                if (EPILOGUE == GELU) {
-                  x = gelu(x + bias.x);
-                  y = gelu(y + bias.y);
-                } else if (EPILOGUE == ACCUMULATE) {
-                  x += Format<T>::low(held[2 * j + h]);
-                  y += Format<T>::high(held[2 * j + h]);
-                } else if (EPILOGUE == GATE) {
-                  x = logistic(x, p.gate) * d[part][4 * index + 4 + 2 * h];
-                  y = logistic(y, p.gate) * d[part][4 * index + 5 + 2 * h];
-                }
-                v[2 * j + h] = Format<T>::pack(x, y);
-              }
-            }
-            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v[0]), "r"(v[1]),
-                         "r"(v[2]), "r"(v[3]) : "memory");
-          }
-          __syncwarp();
-#pragma unroll
-          for (int i = 0; i < 16 / AT_ONCE; ++i) {
-            int r = i * AT_ONCE + lane / LANES, column = first + piece * PIECE + lane % LANES * 8;
-            uint4 v;
-            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                         : "r"(stage + r * STAGE_ROW + lane % LANES * 16) : "memory");
-            if (row + r < tokens && column < end) *(uint4*)((T*)p.y + (u64)(row + r) * p.stride + column) = v;
-          }
-          __syncwarp();
+          store_piece(part, row, piece, (T*)(EPILOGUE == APART ? p.normed : p.y));
         }
       }
     }
   }
   // A block's shared memory stays until the others have no more to write there.
-  if (EPILOGUE == NORM) {
+  if (NORMS<EPILOGUE>) {
     __syncwarp();
     cluster_sync();
   }
@@ -355,15 +392,18 @@ template <class T, int N, int EPILOGUE, bool TURNS> DEVICE void hopper_linear(co
   ENTRY(T, name, N, STORE, store, TURNS, way)            \
   ENTRY(T, name, N, ACCUMULATE, accumulate, TURNS, way)  \
   ENTRY(T, name, N, GELU, gelu, TURNS, way)              \
-  ENTRY(T, name, N, GATE, gate, TURNS, way)
-#define CLUSTER_ENTRY(T, name, N)                                                                   \
+  ENTRY(T, name, N, GATE, gate, TURNS, way)              \
+  ENTRY(T, name, N, ROTATE, rotate, TURNS, way)
+#define CLUSTER_ENTRY(T, name, N, EPILOGUE, epilogue)                                               \
   extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(TOGETHER, 1, 1)             \
-      hopper_norm_shared##N##_##name(const __grid_constant__ HopperLinearArgs p) {                  \
-    hopper_linear<T, N, NORM, false>(p);                                                            \
+      hopper_##epilogue##_shared##N##_##name(const __grid_constant__ HopperLinearArgs p) {          \
+    hopper_linear<T, N, EPILOGUE, false>(p);                                                        \
   }
-#define FORMAT(T, name)                \
-  CLUSTER_ENTRY(T, name, 64)           \
-  CLUSTER_ENTRY(T, name, 128)          \
+#define FORMAT(T, name)                     \
+  CLUSTER_ENTRY(T, name, 64, NORM, norm)    \
+  CLUSTER_ENTRY(T, name, 128, NORM, norm)   \
+  CLUSTER_ENTRY(T, name, 64, APART, apart)  \
+  CLUSTER_ENTRY(T, name, 128, APART, apart) \
   ENTRIES(T, name, 64, false, shared)  \
   ENTRIES(T, name, 128, false, shared) \
   ENTRIES(T, name, 192, false, shared) \

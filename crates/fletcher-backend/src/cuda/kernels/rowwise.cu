@@ -5,7 +5,11 @@
 // for states 384 wide, where a block holds whole rows. With it a post-norm layer is three kernels:
 // attention; its output weights with the feed-forward network's first; the second with the next
 // layer's queries, keys and values. For states 768 wide, where whole rows take a pair of blocks,
-// only the first half: the pair exchanges each row's mean and squares.
+// only the first half: the pair exchanges each row's mean and squares. Pre-norm layers are
+//
+//   hidden = x * A^T + a + hidden      out = norm(hidden)
+//
+// by the same kernels without a second layer.
 //
 // A block has 128 rows, 64 to each of its two computing warpgroups, whose threads hold two rows'
 // worth of 384 columns of sums. The third warpgroup's first thread fills a ring of tiles of 128 rows
@@ -19,7 +23,7 @@
 
 struct RowwiseArgs {
   TensorMap x, state, first, second; // tiles of 128 rows; of `first`, of 192
-  const float *first_bias, *scale, *shift, *second_bias;
+  const float *first_bias, *scale, *shift, *second_bias; // the shift is null for none
   void* hidden; // read through `state`
   void* out;
   const Batch* batch;
@@ -28,7 +32,10 @@ struct RowwiseArgs {
   float eps;
 };
 
-enum Second { NOTHING = 0, STORE = 1, GELU = 2 };
+// What follows the norm: a second layer, or none. APART leaves the sums in `hidden` and what the norm
+// makes of them in `out`.
+enum Second { NOTHING = 0, STORE = 1, GELU = 2, APART = 3 };
+template <int SECOND> constexpr bool CHAINED = SECOND == STORE || SECOND == GELU;
 
 // Biases and the norm's parameters lie behind the ring, where they are at hand when they are needed:
 // the first layer's bias, and at these places the rest.
@@ -129,6 +136,20 @@ template <class T> DEVICE void add_residual(float (&d)[HALF / 2], Ring& ring, in
   add([&](u32 tile) { add_tile<T, 2>(d, tile, row); });
 }
 
+// Half of the rows' sums as they are.
+template <class T> DEVICE void store_half(const float (&d)[HALF / 2], const Rows<T>& rows, int column) {
+#pragma unroll
+  for (int group = 0; group < HALF / 32; ++group) {
+    u32 w[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int at = 16 * group + 4 * (i / 2) + 2 * (i % 2);
+      w[i % 2][i / 2] = Format<T>::pack(d[at], d[at + 1]);
+    }
+    rows.store(w, column + 32 * group);
+  }
+}
+
 template <class T, int SECOND> DEVICE void store_sums(const float (&d)[64], u32 bias, const Rows<T>& rows) {
   bias += lane_now() % 4 * 8;
 #pragma unroll
@@ -160,7 +181,7 @@ DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchang
   // warp that has begun a product issues nothing until the tensor cores have taken it.
   auto take_turn = [&] { named_sync(3 + group, 256); };
   auto give_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); };
-  if (SECOND && group == 1) give_turn();
+  if (CHAINED<SECOND> && group == 1) give_turn();
 
   for (int tile = first; tile < tiles; tile += count, turn ^= 1) {
     float d0[HALF / 2], d1[HALF / 2];
@@ -218,13 +239,18 @@ DEVICE void consume(const RowwiseArgs& p, Ring ring, u32 parameters, u32 exchang
       factor[h] = rsqrtf(factor[h] * (1.f / (PAIR * WIDTH)) + p.eps);
       mean[h] *= -factor[h];
     }
+    if (SECOND == APART) {
+      Rows<T> rows(p.hidden, tile * ROWS + row, tokens, PAIR * WIDTH, column0);
+      store_half<T>(d0, rows, 0);
+      store_half<T>(d1, rows, HALF);
+    }
     u32 normed[WIDTH / 4];
     normalise<T, 0>(normed, d0, factor, mean, parameters + 4 * SCALE, parameters + 4 * SHIFT);
     normalise<T, 1>(normed, d1, factor, mean, parameters + 4 * SCALE, parameters + 4 * SHIFT);
     auto store_hidden = [&] {
-      store_rows(normed, Rows<T>(p.hidden, tile * ROWS + row, tokens, PAIR * WIDTH, column0));
+      store_rows(normed, Rows<T>(SECOND == APART ? p.out : p.hidden, tile * ROWS + row, tokens, PAIR * WIDTH, column0));
     };
-    if (!SECOND) {
+    if (!CHAINED<SECOND>) {
       store_hidden();
     } else {
 #pragma unroll 1
@@ -278,9 +304,9 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
   for (int i = threadIdx.x; i < WIDTH; i += blockDim.x) {
     values[i] = p.first_bias[column0 + i];
     values[SCALE + i] = p.scale[column0 + i];
-    values[SHIFT + i] = p.shift[column0 + i];
+    values[SHIFT + i] = p.shift ? p.shift[column0 + i] : 0.f;
   }
-  if (SECOND)
+  if (CHAINED<SECOND>)
     for (int i = threadIdx.x; i < p.columns; i += blockDim.x) values[SECOND_BIAS + i] = p.second_bias[i];
   if (threadIdx.x == 0) {
     for (int i = 0; i < SLOTS; ++i) {
@@ -321,7 +347,9 @@ template <class T, int SECOND, int PAIR> DEVICE void rowwise(const RowwiseArgs& 
   ENTRY(T, name, NOTHING, norm, 1, )  \
   ENTRY(T, name, STORE, store, 1, )   \
   ENTRY(T, name, GELU, gelu, 1, )     \
-  ENTRY(T, name, NOTHING, norm, 2, __cluster_dims__(2, 1, 1))
+  ENTRY(T, name, APART, apart, 1, )   \
+  ENTRY(T, name, NOTHING, norm, 2, __cluster_dims__(2, 1, 1)) \
+  ENTRY(T, name, APART, apart, 2, __cluster_dims__(2, 1, 1))
 FORMAT(Half, f16)
 FORMAT(Bf16, bf16)
 #endif

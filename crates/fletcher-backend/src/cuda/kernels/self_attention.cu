@@ -13,6 +13,7 @@
 // heads and only weights stream: 128 FLOP a byte of the L2 cache's, 77 otherwise.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
+#include "softmax.cuh"
 #include "warpgroup.cuh"
 
 struct SelfAttentionArgs {
@@ -61,70 +62,24 @@ struct Blocks {
   }
 };
 
-// Scores of 64 keys from `k0` on become weights, for the thread's two rows; `shrink` is what all that
-// was summed before takes part with.
-DEVICE void soften(float (&s)[32], float (&top)[2], float (&sum)[2], float (&shrink)[2], int k0, const int (&low)[2],
-                   const int (&high)[2], int row, const SelfAttentionArgs& p) {
-  constexpr float LOG2E = 1.4426950408889634f;
-  float scale = p.scale * LOG2E;
-  bool seen = k0 >= max(low[0], low[1]) && k0 + 64 <= min(high[0], high[1]) && p.window < 0;
-  if (!__all_sync(0xffffffffu, seen)) {
-    int key = k0 + lane_now() % 4 * 2;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      // What is seen, from the thread's first key on.
-      int from = low[h] - key, to = high[h] - key;
-      if (p.window >= 0) {
-        from = max(from, row + 8 * h - p.window - key);
-        to = min(to, row + 8 * h + p.window + 1 - key);
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& v = s[4 * j + 2 * h + e];
-          v = 8 * j + e >= from && 8 * j + e < to ? v * scale : -1e30f;
-        }
-    }
-    scale = 1.f;
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float chains[4];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float v = s[i / 2 * 4 + 2 * h + i % 2];
-      chains[i % 4] = i < 4 ? v : fmaxf(chains[i % 4], v);
-    }
-    float most = quad_max(fmaxf(fmaxf(chains[0], chains[1]), fmaxf(chains[2], chains[3]))) * scale;
-    most = fmaxf(top[h], most);
-    // A row that has seen no key yet has `most` at the mask's own value: nothing counts.
-    float base = most <= -1e30f ? 0.f : most;
-    shrink[h] = exp2_fast(top[h] - most);
-    top[h] = most;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float& v = s[i / 2 * 4 + 2 * h + i % 2];
-      v = exp2_fast(fmaf(v, scale, -base));
-      chains[i % 4] = i < 4 ? v : chains[i % 4] + v;
-    }
-    sum[h] = fmaf(sum[h], shrink[h], (chains[0] + chains[1]) + (chains[2] + chains[3]));
-  }
-}
-
 // 64 rows of a tile from the `first` on, by a warpgroup. A lane holds the sequence of row `lane % 16` of
 // its warp as its first row and the one behind its last.
 template <class T, int DIM>
 DEVICE void attend(const SelfAttentionArgs& p, const u32 (&q)[4][4], u32 keys, u32 sequences, int first, int rows,
                    Blocks blocks, T* context) {
   constexpr int HEADS = COLUMNS / DIM, STEPS = DIM / 16;
-  int lane = lane_now(), row = first + lane / 4, low[2], high[2];
+  int lane = lane_now(), row = first + lane / 4, low[2], high[2]; // of what its rows see
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     u32 sequence = __shfl_sync(0xffffffffu, sequences, lane / 4 + 8 * h);
     low[h] = sequence & 0xffff;
     high[h] = sequence >> 16;
+    if (p.window >= 0) {
+      low[h] = max(low[h], row + 8 * h - p.window);
+      high[h] = min(high[h], row + 8 * h + p.window + 1);
+    }
   }
+  float scale = p.scale * LOG2E;
   // Sums begin with zeros that are written: what has no value would be kept for them from the start on.
   float out[HEADS][DIM / 2] = {}, top[HEADS][2], sum[HEADS][2];
 #pragma unroll
@@ -156,7 +111,7 @@ DEVICE void attend(const SelfAttentionArgs& p, const u32 (&q)[4][4], u32 keys, u
       if (head + 1 < HEADS) warpgroup_wait<1>();
       else warpgroup_wait<0>();
       float shrink[2];
-      soften(s[head], top[head], sum[head], shrink, k0, low, high, row, p);
+      soften<64>(s[head], top[head], sum[head], shrink, k0, low, high, scale);
       if (block > 0)
 #pragma unroll
         for (int i = 0; i < DIM / 2; ++i) out[head][i] *= shrink[i / 2 % 2];
@@ -176,20 +131,7 @@ DEVICE void attend(const SelfAttentionArgs& p, const u32 (&q)[4][4], u32 keys, u
   }
 #pragma unroll
   for (int head = 0; head < HEADS; ++head)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float factor = 1.f / quad_sum(sum[head][h]);
-      T* to = context + (u64)(row + 8 * h) * p.stride + head * DIM;
-#pragma unroll
-      for (int j = 0; j < DIM / 8; j += 4) {
-        u32 w[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          w[i] = Format<T>::pack(out[head][4 * (j + i) + 2 * h] * factor, out[head][4 * (j + i) + 2 * h + 1] * factor);
-        quad_transpose(w);
-        if (row + 8 * h < rows) *(uint4*)(to + (j + lane % 4) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
-      }
-    }
+    store_context<T, DIM>(context + head * DIM, p.stride, out[head], sum[head], row, rows);
 }
 
 // Rotates queries and keys of 16 rows by their places.
@@ -215,7 +157,9 @@ template <int DIM> DEVICE void rotate(float (&d)[N / 2], const float2* cos_sin, 
 }
 
 // Keys and values of 16 rows as operands: swizzled rows of 128 bytes. Those behind the tile's last are
-// zeros: a weight of zero would not undo what may be there instead.
+// zeros: a weight of zero would not undo what may be there instead. Nor would it undo a value that
+// the format does not hold, for the rows of other sequences: so that only its own sequence has no
+// result, zeros take the value's place, and what is no number the place of its row's keys.
 template <class T> DEVICE void lay(float (&d)[N / 2], u32 keys, int first, int rows) {
   int lane = lane_now(), row = first + lane % 16;
   u32 to = keys + row * 128;
@@ -223,12 +167,35 @@ template <class T> DEVICE void lay(float (&d)[N / 2], u32 keys, int first, int r
 #pragma unroll
     for (int i = 32; i < 96; ++i)
       if (first + lane / 4 + i / 2 % 2 * 8 >= rows) d[i] = 0.f;
+  u32 values[4][4], wrong[2] = {}; // by row: zeros unless a value is no finite number
 #pragma unroll
-  for (int k = 4; k < 12; ++k)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                     to + (k / 4 - 1) * OPERAND_BYTES + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4)),
-                 "r"(Format<T>::pack(d[8 * k], d[8 * k + 1])), "r"(Format<T>::pack(d[8 * k + 2], d[8 * k + 3])),
-                 "r"(Format<T>::pack(d[8 * k + 4], d[8 * k + 5])), "r"(Format<T>::pack(d[8 * k + 6], d[8 * k + 7])) : "memory");
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[k][i] = Format<T>::pack(d[64 + 8 * k + 2 * i], d[64 + 8 * k + 2 * i + 1]);
+      wrong[i % 2] = Format<T>::plus_zero_times(wrong[i % 2], values[k][i]);
+    }
+  if (__any_sync(0xffffffffu, wrong[0] | wrong[1])) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) wrong[h] = wrong[h] ? 0x7fff7fffu : 0u;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (wrong[i % 2]) values[k][i] = 0;
+  }
+  auto store = [&](u32 at, const u32 (&w)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(w[0]), "r"(w[1]), "r"(w[2]),
+                 "r"(w[3]) : "memory");
+  };
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    u32 at = to + (((2 * k + lane / 16) ^ (row & 7)) << 4), of[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) of[i] = Format<T>::pack(d[32 + 8 * k + 2 * i], d[32 + 8 * k + 2 * i + 1]) | wrong[i % 2];
+    store(at, of);
+    store(at + OPERAND_BYTES, values[k]);
+  }
 }
 
 template <class T, int DIM, bool KEEP, bool TURNS> DEVICE void self_attention(const SelfAttentionArgs& p) {

@@ -194,7 +194,9 @@ DEVICE void project_queries(Ring& ring, u32 (&query)[HEADS][4][4], const u32 (&s
 
 // Keys and values of this warp's rows, the first of which is `row`, into a block of 64 rows. A head
 // takes 16 KB of it: keys as [8 chunks of dims][64 keys][8 dims], then values as [8 chunks of
-// keys][64 dims][8 keys].
+// keys][64 dims][8 keys]. A value that the format does not hold would reach other sequences' rows,
+// since a weight of zero does not undo it: so that only its own sequence has no result, zeros take its
+// place, and what is no number the place of its row's keys.
 template <class T> DEVICE void project_keys_values(Ring& ring, u32 block, int row, const u32 (&state)[8][4], const float* bias) {
   int lane = threadIdx.x % 32;
 #pragma unroll
@@ -217,6 +219,22 @@ template <class T> DEVICE void project_keys_values(Ring& ring, u32 block, int ro
     multiply_chunk<T, 64, 8>(ring, d, state, false);
     add_bias<64>(d, bias + 256 + 64 * head);
     as_operand<T, 64>(a, d);
+    u32 wrong[2] = {}; // by row: zeros unless a value is no finite number
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) wrong[i % 2] = Format<T>::plus_zero_times(wrong[i % 2], a[k][i]);
+    if (__any_sync(0xffffffffu, wrong[0] | wrong[1])) {
+      __syncwarp(); // its other lanes have laid these keys
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (wrong[h]) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) a[k][h] = a[k][2 + h] = 0;
+          u32 key = block + head * 16384 + (row + lane / 4 + 8 * h) * 16;
+          asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(key), "r"(0x7fff7fff) : "memory");
+        }
+    }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       int chunk = row / 8 + lane / 8 % 2, dim = k * 16 + lane / 16 * 8 + lane % 8;
