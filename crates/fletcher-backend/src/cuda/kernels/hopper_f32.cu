@@ -12,9 +12,7 @@
 // keeps a ring of stages filled: 32 columns of x and of both halves of W. The other two warpgroups have
 // 64 rows each and take turns at the tensor cores: while one's products are made, the other adds up
 // its last sums and splits its next part of x. The products read 64 bytes a cycle of shared memory, and
-// what comes there is 21 FLOP a byte at N = 128. A tile of y is put down in shared memory, from where the
-// copy engine brings it to its rows while the next tile's products are made: the tiles of a round
-// would otherwise be written at the same time, while no products are made.
+// what comes there is 21 FLOP a byte at N = 128.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
 #include "warpgroup.cuh"
@@ -34,12 +32,12 @@ struct HopperF32Args {
 enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, ACTIVATE = 3, GATE = 4 };
 
 constexpr int M = 128, K = 32, ROW_BYTES = 4 * K;
+// Bytes between rows of a piece of y: neither lanes that write two columns each nor lanes that read
+// four meet a bank conflict.
+constexpr int PIECE_ROW = 160;
 
 template <int N> struct Shape {
-  static constexpr int STAGE_BYTES = (M + 2 * N) * ROW_BYTES, STAGES = N == 128 ? 3 : 5;
-  static constexpr int AT_ONCE = 128 / N; // stages in a turn
-  // Bytes between rows of y: lanes that write two columns each meet no bank conflict.
-  static constexpr int OUT_ROW = 4 * N + 32;
+  static constexpr int STAGE_BYTES = (M + 2 * N) * ROW_BYTES, STAGES = 196608 / STAGE_BYTES;
 };
 
 // 64xN += 64x8 times (Nx8)^T.
@@ -108,43 +106,72 @@ DEVICE void load_operands(Operands& a, u32 at) {
     }
 }
 
-// Where it stands, and not only where it is needed.
-DEVICE float2 load_bias(const float* from) {
-  float2 v;
-  asm volatile("ld.global.nc.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(from));
-  return v;
+// Four neighbouring sums, or four gates and their values, as the epilogue says.
+template <int EPILOGUE> DEVICE float4 finish(float4 v, float4 other, int activation) {
+  auto one = [&](float x, float y) {
+    if (EPILOGUE == ACCUMULATE) return x + y;
+    if (EPILOGUE == GELU) return gelu_erf_exact(x);
+    if (EPILOGUE == ACTIVATE) return activate(activation, x);
+    if (EPILOGUE == GATE) return activate(activation, x) * y;
+    return x;
+  };
+  return make_float4(one(v.x, other.x), one(v.y, other.y), one(v.z, other.z), one(v.w, other.w));
 }
-DEVICE float4 load_four(u32 at) {
+
+DEVICE float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+DEVICE float4 load_piece(u32 at) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
   return v;
 }
-DEVICE void store_four(u32 at, float4 v) {
-  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-
-// The warp's 16 rows of y in shared memory, N columns of sums: activations in place, or gates by values
-// in front of them. The kind is known when the kernel runs, so that there is one place for it.
-template <int N, bool GATED> DEVICE void activate_rows(u32 rows, int activation) {
-  constexpr int LANES = GATED ? N / 8 : N / 4, ROW = Shape<N>::OUT_ROW; // lanes of a row, with four results each
-  int lane = lane_now(), mine = lane % LANES;
-  __syncwarp();
-#pragma unroll 1
-  for (int r = lane / LANES; r < 16; r += 32 / LANES) {
-    u32 row = rows + r * ROW, from = row + (GATED ? mine / 2 * 64 + mine % 2 * 16 : mine * 16);
-    float4 v = load_four(from), by = GATED ? load_four(from + 32) : make_float4(1.f, 1.f, 1.f, 1.f);
-    v.x = activate(activation, v.x) * by.x;
-    v.y = activate(activation, v.y) * by.y;
-    v.z = activate(activation, v.z) * by.z;
-    v.w = activate(activation, v.w) * by.w;
+// 16 rows of sums by N columns, from `row` and `n0` on, through the warp's piece of shared memory, so
+// that neighbours are finished and stored together.
+template <int N, int EPILOGUE>
+DEVICE void store_rows(const HopperF32Args& p, const float (&d)[N / 2], u32 piece, int row, int n0, int tokens) {
+  constexpr bool GATED = EPILOGUE == GATE;
+  constexpr int LANES = GATED ? 4 : 8, AT_ONCE = 32 / LANES; // lanes of a row of a piece, rows at once
+  int lane = lane_now(), g = lane / 4, t = lane % 4;
+  // The lane's four of a piece's sums, and of y's columns.
+  int mine = GATED ? lane % 4 / 2 * 16 + lane % 2 * 4 : lane % 8 * 4, r = lane / LANES;
+  int column = (GATED ? n0 / 2 : n0) + lane % LANES * 4, end = GATED ? p.columns / 2 : p.columns;
+  float* to[16 / AT_ONCE];
+#pragma unroll
+  for (int i = 0; i < 16 / AT_ONCE; ++i) to[i] = p.y + (u64)(row + r + i * AT_ONCE) * p.stride + column;
+#pragma unroll
+  for (int at = 0; at < N; at += 32) {
+    int step = GATED ? at / 2 : at;
+    bool inside = column + step < end;
+    float4 bias = __ldg((const float4*)(p.bias + n0 + at + mine)), other = make_float4(0.f, 0.f, 0.f, 0.f);
+    float4 held[EPILOGUE == ACCUMULATE ? 4 : 1];
+    if (EPILOGUE == ACCUMULATE) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        held[i] = other;
+        if (inside && row + r + i * AT_ONCE < tokens) held[i] = *(const float4*)(to[i] + step);
+      }
+    }
+    if (GATED) other = __ldg((const float4*)(p.bias + n0 + at + mine + 8));
+    __syncwarp(); // the last piece has been read
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(piece + (g + 8 * h) * PIECE_ROW + j * 32 + t * 8),
+                     "f"(d[at / 2 + 4 * j + 2 * h]), "f"(d[at / 2 + 4 * j + 2 * h + 1]) : "memory");
     __syncwarp();
-    store_four(row + mine * 16, v);
+#pragma unroll
+    for (int i = 0; i < 16 / AT_ONCE; ++i) {
+      u32 from = piece + (r + i * AT_ONCE) * PIECE_ROW + mine * 4;
+      float4 v = plus(load_piece(from), bias);
+      float4 second = GATED ? plus(load_piece(from + 32), other) : held[EPILOGUE == ACCUMULATE ? i : 0];
+      v = finish<EPILOGUE>(v, second, p.activation);
+      if (inside && row + r + i * AT_ONCE < tokens) *(float4*)(to[i] + step) = v;
+    }
   }
 }
 
 template <int N, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p) {
-  using S = Shape<N>;
-  constexpr int STAGES = S::STAGES, STAGE_BYTES = S::STAGE_BYTES;
+  constexpr int STAGES = Shape<N>::STAGES, STAGE_BYTES = Shape<N>::STAGE_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -158,8 +185,7 @@ template <int N, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p)
   }
   __syncthreads();
   release_next();
-  // Whole turns: behind the last column there are zeros.
-  int tokens = p.batch->tokens, steps = (p.k + K * S::AT_ONCE - 1) / (K * S::AT_ONCE) * S::AT_ONCE, across = (p.columns + N - 1) / N;
+  int tokens = p.batch->tokens, steps = (p.k + K - 1) / K, across = (p.columns + N - 1) / N;
   int tiles = (tokens + M - 1) / M * across;
   // A stage has its slot of the ring.
   auto advance = [](u32& slot, u32& phase) {
@@ -193,110 +219,42 @@ template <int N, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     int group = warp / 4, g = lane / 4, t = lane % 4;
-    u32 rows = ring + STAGES * STAGE_BYTES + warp * 16 * S::OUT_ROW;
+    u32 piece = ring + STAGES * STAGE_BYTES + warp * 16 * PIECE_ROW;
     u32 mine = (warp * 16 + g) * ROW_BYTES + ((2 * t ^ g) * 16); // the lane's eight columns, in a stage
+    auto take_turn = [&] { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); };
+    auto give_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); };
     // The first turn. Not by a branch: everything behind it would be taken for what threads may differ
     // in, and kept out of the uniform registers.
     asm volatile("{ .reg .pred p; setp.eq.s32 p, %0, 1; @p bar.arrive 1, 256; }" ::"r"(group) : "memory");
     u32 slot = 0, phase = 0;
-    // A turn's stages.
-    float sums[S::AT_ONCE][N / 2];
-    auto multiply = [&] {
-      Operands a[S::AT_ONCE];
-      u32 at[S::AT_ONCE], empties[S::AT_ONCE];
-#pragma unroll
-      for (int i = 0; i < S::AT_ONCE; ++i) {
-        at[i] = ring + slot * STAGE_BYTES;
-        empties[i] = empty + 8 * slot;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+      float d[N / 2] = {}, sums[N / 2];
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        u32 at = ring + slot * STAGE_BYTES;
+        u64 high = descriptor_swizzled(at + M * ROW_BYTES), low = descriptor_swizzled(at + (M + N) * ROW_BYTES);
+        Operands a;
         barrier_wait(full + 8 * slot, phase);
-        load_operands(a[i], at[i] + mine);
-        advance(slot, phase);
-      }
-      asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
-      warpgroup_arrive();
-#pragma unroll
-      for (int i = 0; i < S::AT_ONCE; ++i) {
-        u64 high = descriptor_swizzled(at[i] + M * ROW_BYTES), low = descriptor_swizzled(at[i] + (M + N) * ROW_BYTES);
+        load_operands(a, at + mine);
+        take_turn();
+        warpgroup_arrive();
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk) {
-          warpgroup_mma_tf32<N>(sums[i], a[i].low[kk], high + 2 * kk, kk > 0);
-          warpgroup_mma_tf32<N>(sums[i], a[i].high[kk], low + 2 * kk, 1);
+          warpgroup_mma_tf32<N>(sums, a.low[kk], high + 2 * kk, kk > 0);
+          warpgroup_mma_tf32<N>(sums, a.high[kk], low + 2 * kk, 1);
         }
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) warpgroup_mma_tf32<N>(sums[i], a[i].high[kk], high + 2 * kk, 1);
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma_tf32<N>(sums, a.high[kk], high + 2 * kk, 1);
+        warpgroup_commit();
+        give_turn();
+        warpgroup_wait<0>();
+        if (lane == 0) barrier_arrive(empty + 8 * slot);
+        advance(slot, phase);
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) d[i] += sums[i];
       }
-      warpgroup_commit();
-      asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); // the other group's turn
-      warpgroup_wait<0>();
-#pragma unroll
-      for (int i = 0; i < S::AT_ONCE; ++i)
-        if (lane == 0) barrier_arrive(empties[i]);
-    };
-    float d[N / 2];
-    auto add = [&](int first) {
-#pragma unroll
-      for (int i = first; i < S::AT_ONCE; ++i)
-#pragma unroll
-        for (int j = 0; j < N / 2; ++j) d[j] += sums[i][j];
-    };
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      // Sums begin with the bias, and with what y holds: both are read while the first products are
-      // made, y not before the first tile of x is there: till then other kernels may write it.
-      int n0 = tile % across * N, row = tile / across * M + warp * 16;
-      float2 bias[N / 8];
-#pragma unroll
-      for (int j = 0; j < N / 8; ++j) bias[j] = load_bias(p.bias + n0 + j * 8 + 2 * t);
-      if (EPILOGUE == ACCUMULATE) {
-        barrier_wait(full + 8 * slot, phase);
-#pragma unroll
-        for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float2 held = make_float2(0.f, 0.f);
-            if (row + g + 8 * h < tokens && n0 + j * 8 < p.columns)
-              held = *(const float2*)(p.y + (u64)(row + g + 8 * h) * p.stride + n0 + j * 8 + 2 * t);
-            d[4 * j + 2 * h] = held.x;
-            d[4 * j + 2 * h + 1] = held.y;
-          }
-      }
-      multiply();
-#pragma unroll
-      for (int j = 0; j < N / 2; ++j) {
-        float from = j % 2 ? bias[j / 4].y : bias[j / 4].x;
-        d[j] = (EPILOGUE == ACCUMULATE ? d[j] + from : from) + sums[0][j];
-      }
-      add(1);
-#pragma unroll 1
-      for (int step = S::AT_ONCE; step < steps; step += S::AT_ONCE) {
-        multiply();
-        add(0);
-      }
-
-      // The lane's row has left, or there was none.
-      if (lane < 16) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float x = d[4 * j + 2 * h], y = d[4 * j + 2 * h + 1];
-          if (EPILOGUE == GELU) x = gelu_erf_exact(x), y = gelu_erf_exact(y);
-          asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(rows + (g + 8 * h) * S::OUT_ROW + j * 32 + t * 8), "f"(x), "f"(y)
-                       : "memory");
-        }
-      if (EPILOGUE == ACTIVATE || EPILOGUE == GATE) activate_rows<N, EPILOGUE == GATE>(rows, p.activation);
-      publish();
-      __syncwarp();
-      if (lane < 16 && row + lane < tokens) {
-        constexpr int HALF = EPILOGUE == GATE ? 2 : 1;
-        float* to = p.y + (u64)(row + lane) * p.stride + n0 / HALF;
-        int bytes = min(N, p.columns - n0) / HALF * 4;
-        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(rows + lane * S::OUT_ROW),
-                     "r"(bytes) : "memory");
-        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-      }
+      store_rows<N, EPILOGUE>(p, d, piece, tile / across * M + warp * 16, tile % across * N, tokens);
     }
-    if (lane < 16) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
 }
 
