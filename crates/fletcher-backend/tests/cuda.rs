@@ -205,9 +205,9 @@ fn small_encoder_over_long_sequences() {
     }
 }
 
-/// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with and
-/// without biases, rotated where projections are stored and where they stay, over short and long
-/// sequences.
+/// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with
+/// and without biases, rotated where projections are stored and where they stay, over short and
+/// long sequences.
 #[test]
 fn pre_norm_layers() {
     let pre_norm = |hidden, biased| {
@@ -224,7 +224,7 @@ fn pre_norm_layers() {
         }
     };
     let specs = [pre_norm(384, false), pre_norm(768, false), pre_norm(768, true)];
-    let many: Vec<usize> = (0..150).map(|i| 1 + i * 97 % 400).collect();
+    let many: Vec<usize> = (0..50).map(|i| 1 + i * 97 % 400).collect();
     for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {
         for spec in &specs {
             for rowwise in [true, false] {
@@ -237,7 +237,7 @@ fn pre_norm_layers() {
                     eprintln!("{what}, {lengths}: {worst:e}");
                     assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
                 };
-                for lengths in [&[64, 64][..], &[1], &[129], &[300, 3, 64, 17, 1]] {
+                for lengths in [&[64, 64][..], &[300, 3, 64, 17, 1]] {
                     let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
                     say(&format!("{lengths:?}"), worst);
                 }
@@ -325,8 +325,8 @@ fn self_attention() {
     }
 }
 
-/// Attention over long sequences, for heads of either width, with and without windows: sequences that
-/// end within a block of keys or with it, beside short ones, and so many that blocks go on.
+/// Attention over long sequences, for heads of either width, with and without windows: sequences
+/// that end within a block of keys or with it, beside short ones, and so many that blocks go on.
 #[test]
 fn flash_attention() {
     let windows = |windows: [Option<usize>; 2], hidden, heads| {
@@ -362,8 +362,8 @@ fn flash_attention() {
     }
 }
 
-/// A text whose values overflow has no result, and those beside it, in its tile of rows or not, have
-/// theirs, in every kernel of attention.
+/// A text whose values overflow has no result, and those beside it, in its tile of rows or not,
+/// have theirs, in every kernel of attention.
 #[test]
 fn an_overflow_is_its_own_sequence() {
     let batches: [(&[usize], usize); 4] =

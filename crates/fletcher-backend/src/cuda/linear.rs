@@ -144,8 +144,8 @@ pub(super) fn launch(
     unsafe { arena.stream.launch(kernel, grid, &arguments) }
 }
 
-/// Projects queries, keys and values and rotates what is to be, if there is a kernel that does both;
-/// tells whether it did.
+/// Projects queries, keys and values and rotates what is to be, if there is a kernel that does
+/// both; tells whether it did.
 pub(super) fn launch_rotated(
     cuda: &Cuda,
     arena: &mut Arena,

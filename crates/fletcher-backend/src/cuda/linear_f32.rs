@@ -24,9 +24,10 @@ const SHARED: usize = 196_608 + 8 * 16 * 160;
 /// Widths of the tiles of the kernel's variants; they are 128 rows high.
 const WIDTHS: [usize; 2] = [64, 128];
 
-/// What a step costs beside its width, in columns of products, and what a tile costs beside its steps,
-/// for each of its columns: mostly that all tiles of a round are stored at the same time. Fitted to
-/// the times of both variants on the shapes of MiniLM and BERT base at 2,048 and 16,896 tokens.
+/// What a step costs beside its width, in columns of products, and what a tile costs beside its
+/// steps, for each of its columns: mostly that all tiles of a round are stored at the same time.
+/// Fitted to the times of both variants on the shapes of MiniLM and BERT base at 2,048 and 16,896
+/// tokens.
 const STEP_COLUMNS: f64 = 55.0;
 const TILE_COLUMNS: f64 = 6.0;
 
