@@ -32,7 +32,11 @@ const BUNDLES: [(&str, &[&str]); 9] = [
 /// Compiler flags besides the architectures.
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "--compress-mode=size", "-Xptxas=-v"];
 /// Kernels that may spill, and how many bytes: a ratchet.
-const SPILLS: [(&str, u32); 9] = [
+const SPILLS: [(&str, u32); 12] = [
+    // The walk from one piece of work to the next, once for 64 keys.
+    ("attention_32_f32", 52),
+    ("attention_64_f32", 108),
+    ("attention_128_f32", 64),
     ("attention_plain_f32", 4),
     // Around the norms, once for 128 rows; none in the loops of products.
     ("feedforward_", 180),

@@ -57,6 +57,97 @@ fn conformance_of_every_variant() {
     }
 }
 
+/// Each variant of the linear layer in f32.
+#[test]
+fn conformance_of_every_variant_in_f32() {
+    for tile in 0..2 {
+        let (precision, tile) = (Precision::F32, Some(tile));
+        let Some(cuda) = open(CudaOptions { precision, tile, ..CudaOptions::default() }) else {
+            return;
+        };
+        conformance::check(&cuda, 5e-5).unwrap();
+    }
+}
+
+/// Linear layers in f32 by every variant and with every epilogue: inputs that end within a step of
+/// the kernel, outputs that end within a tile, rows that fill tiles of 128, leave one row for the
+/// last, or are one.
+#[test]
+fn linear_layers_in_f32() {
+    let with = |hidden, heads, inner, gated, activation| {
+        let feed_forward = FeedForward { gated, activation };
+        EncoderSpec { feed_forward, ..conformance::bert_like(hidden, heads, inner, 300) }
+    };
+    let specs = [
+        with(384, 12, 1536, false, Activation::GeluErf),
+        with(72, 2, 200, false, Activation::GeluErf),
+        with(328, 4, 136, false, Activation::GeluTanh),
+        with(72, 2, 40, false, Activation::Relu),
+        with(256, 4, 520, true, Activation::GeluErf),
+        with(104, 2, 260, true, Activation::Silu),
+    ];
+    for tile in [Some(0), Some(1), None] {
+        for spec in &specs {
+            for lengths in [&[64, 64][..], &[1], &[129], &[100, 3, 64, 17, 1]] {
+                let precision = Precision::F32;
+                let Some(cuda) = open(CudaOptions { precision, tile, ..CudaOptions::default() })
+                else {
+                    return;
+                };
+                let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
+                let EncoderSpec { hidden, intermediate, feed_forward, .. } = spec;
+                let what = format!("{hidden}, {intermediate}, {feed_forward:?}, {tile:?}");
+                eprintln!("{what}, {lengths:?}: {worst:e}");
+                assert!(worst <= 1e-5, "{what}, {lengths:?}: differs by {worst:e}");
+            }
+        }
+    }
+}
+
+/// In f32 a text's vector is the same to the bit alone, in any batch, and by every variant of the
+/// linear layer: more tiles of rows than there are multiprocessors for, and again and again.
+#[test]
+fn many_tokens_in_f32() {
+    let precision = Precision::F32;
+    for (hidden, heads, inner) in [(384, 12, 1536), (328, 4, 136)] {
+        let spec = conformance::bert_like(hidden, heads, inner, 1000);
+        let lengths: Vec<usize> = (0..80).map(|i| 1 + i * 97 % 1000).collect();
+        for tile in [Some(0), Some(1), None] {
+            let Some(cuda) = open(CudaOptions { precision, tile, ..CudaOptions::default() }) else {
+                return;
+            };
+            let worst = conformance::worst_of_parts(&cuda, &spec, &lengths).unwrap();
+            eprintln!("{hidden} wide, {tile:?}: {worst:e}");
+            assert!(worst <= 0.0, "{hidden} wide, {tile:?}: differs by {worst:e}");
+        }
+        let Some(cuda) = with(precision) else { return };
+        conformance::repeats(&cuda, &spec, &lengths).unwrap();
+    }
+}
+
+/// Attention for heads that fill the tiles of its kernels, and such that do not, by whole copies of
+/// 16 bytes and by single elements; with a window and without, over several tiles of keys that end
+/// within one.
+#[test]
+fn attention_of_every_width() {
+    let widths = [(2, 20), (2, 26), (2, 32), (1, 36), (2, 62), (1, 64), (1, 100), (1, 128)];
+    for (precision, tolerance, _) in FORMATS {
+        for (heads, dim) in widths {
+            for window in [None, Some(30)] {
+                let Some(cuda) = with(precision) else { return };
+                let bert = conformance::bert_like(heads * dim, heads, 64, 200);
+                let layer = LayerSpec { window, ..bert.layers[0].clone() };
+                let spec = EncoderSpec { layers: vec![layer; 2], ..bert };
+                let worst =
+                    conformance::worst_of(&cuda, &spec, &[200, 1, 64, 97, 32, 130]).unwrap();
+                let what = format!("{heads} heads of {dim} in {precision:?}, {window:?}");
+                eprintln!("{what}: {worst:e}");
+                assert!(worst <= tolerance, "{what}: differs by {worst:e}");
+            }
+        }
+    }
+}
+
 /// The kernels that keep whole rows, by one block or by a pair, and the composition of operations
 /// over the same shapes; batches whose last tile of rows is full, or has one row, and sequences
 /// over several tiles. An inner state of 2,048 is too wide for the kernel of everything between two

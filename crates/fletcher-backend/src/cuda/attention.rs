@@ -1,7 +1,7 @@
 //! Attention over projections that lie in memory: by which of the kernels.
 //!
-//! On Hopper, sequences of more than a tile go by `kernels/flash_attention.cu`; what is left goes
-//! by `kernels/attention.cuh`, on the tensor cores where the format has 16 bits.
+//! On Hopper, sequences of more than a tile go by `kernels/flash_attention.cu` in 16 bits; what is
+//! left goes by `kernels/attention.cuh`, on the tensor cores unless heads are wide.
 
 use fletcher_core::backend::{AttentionOp, BackendError, Slot};
 use fletcher_core::spec::{EncoderSpec, Position};
@@ -69,15 +69,14 @@ pub(super) fn launch(
         positions: op.relative.map_or(0, |bias| bias.positions as i32),
         scale,
     };
-    let tiled = cuda.kernels.attention_tiled.as_ref();
-    let tiled = tiled.and_then(|all| all.iter().find(|(dim, _)| head_dim <= *dim));
+    let tiled = cuda.kernels.attention_tiled.iter().find(|(dim, _)| head_dim <= *dim);
     let (kernel, blocks, shared_bytes): (&Kernel, _, _) = match tiled {
         Some((dim, kernel)) => {
-            let most = tiled_blocks(*dim) * multiprocessors;
+            let most = tiled_blocks(*dim, cuda.format) * multiprocessors;
             // A batch's share of them, so that the others' large blocks, which want a whole
             // multiprocessor each, find some without any of these.
             let share = (most / arena.in_flight).max(heads);
-            (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim))
+            (kernel, ((arena.items * heads).min(share), 1), tiled_shared(*dim, cuda.format))
         }
         // Sixteen blocks of four queries for each item.
         None => (&cuda.kernels.attention_plain, (16 * arena.items, heads), 0),

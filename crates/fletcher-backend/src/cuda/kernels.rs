@@ -64,8 +64,8 @@ pub(super) struct Kernels {
     pub(super) linear_gate: Kernel,
     pub(super) rotary: Kernel,
     pub(super) attention_plain: Kernel,
-    /// For heads up to 32, 64 and 128 wide; none in f32.
-    pub(super) attention_tiled: Option<[(usize, Kernel); 3]>,
+    /// For heads up to 32, 64 and 128 wide.
+    pub(super) attention_tiled: [(usize, Kernel); 3],
     pub(super) pool: Kernel,
     pub(super) widen: Kernel,
     /// By warpgroups of a block, from one; none in f32.
@@ -251,7 +251,8 @@ impl Kernels {
         let kernel =
             |name: &str, shared| general.kernel(&format!("{name}_{}", format.name()), shared);
         let tiled = |dim: usize| {
-            Ok::<_, BackendError>((dim, kernel(&format!("attention_{dim}"), tiled_shared(dim))?))
+            let shared = tiled_shared(dim, format);
+            Ok::<_, BackendError>((dim, kernel(&format!("attention_{dim}"), shared)?))
         };
         let sixteen_bits = format != Format::F32;
         let groups = match (sixteen_bits, device.limits().capability) {
@@ -404,10 +405,7 @@ impl Kernels {
             linear_gate: kernel("linear_gate", LINEAR_SHARED)?,
             rotary: kernel("rotary", 0)?,
             attention_plain: kernel("attention_plain", 0)?,
-            attention_tiled: match sixteen_bits {
-                true => Some([tiled(32)?, tiled(64)?, tiled(128)?]),
-                false => None,
-            },
+            attention_tiled: [tiled(32)?, tiled(64)?, tiled(128)?],
             pool: kernel("pool", 0)?,
             widen: kernel("widen", 0)?,
             fused,
@@ -430,16 +428,19 @@ impl Kernels {
 
 /// Shared memory of a block of `attention_tiled`: 64 queries, keys and values with padded rows,
 /// twice unless heads are wide.
-pub(super) fn tiled_shared(dim: usize) -> usize {
-    let stages = if dim == 128 { 1 } else { 2 };
-    stages * 3 * 64 * (2 * dim + 16)
+pub(super) fn tiled_shared(dim: usize, format: Format) -> usize {
+    let row = dim * format.bytes();
+    let stages = if row >= 256 { 1 } else { 2 };
+    stages * 3 * 64 * (row + 16)
 }
 
 /// Blocks of `attention_tiled` that share a multiprocessor, by the kernels' launch bounds.
-pub(super) fn tiled_blocks(dim: usize) -> usize {
-    match dim {
-        32 => 5,
-        64 => 4,
+pub(super) fn tiled_blocks(dim: usize, format: Format) -> usize {
+    match (dim, format) {
+        (32, Format::F32) => 4,
+        (32, _) => 5,
+        (64, Format::F32) => 3,
+        (64, _) => 4,
         _ => 2,
     }
 }

@@ -21,26 +21,17 @@ const STEP: usize = 32;
 /// Shared memory of a block: the ring of stages, and 16 padded rows of 32 columns for each warp.
 const SHARED: usize = 196_608 + 8 * 16 * 160;
 
-/// The tiles of one variant of the kernel.
-#[derive(Debug, Clone, Copy)]
-struct Tile {
-    width: usize,
-    /// Of 128 rows.
-    parts: usize,
-}
-
-/// Widths that tensor maps of weights are made for.
+/// Widths of the tiles of the kernel's variants; they are 128 rows high.
 const WIDTHS: [usize; 2] = [64, 128];
-/// The variants of the kernel.
-const TILES: [Tile; 3] =
-    [Tile { width: 64, parts: 1 }, Tile { width: 128, parts: 1 }, Tile { width: 128, parts: 2 }];
 
-/// What a step costs beside its products, and a tile beside its steps; in columns of 128 rows of
-/// products of a step.
-const STEP_COLUMNS: f64 = 16.0;
-const TILE_COLUMNS: f64 = 150.0;
+/// What a step costs beside its width, in columns of products, and what a tile costs beside its
+/// steps, for each of its columns: mostly that all tiles of a round are stored at the same time.
+/// Fitted to the times of both variants on the shapes of MiniLM and BERT base at 2,048 and 16,896
+/// tokens.
+const STEP_COLUMNS: f64 = 55.0;
+const TILE_COLUMNS: f64 = 6.0;
 
-/// The kernels with tiles of one shape.
+/// The kernels with tiles of one width.
 #[derive(Debug, Clone, Copy)]
 struct Epilogues {
     store: Kernel,
@@ -50,20 +41,19 @@ struct Epilogues {
     gate: Kernel,
 }
 
-/// The kernels, in the order of [`TILES`].
+/// The kernels, in the order of [`WIDTHS`].
 #[derive(Debug)]
 pub(super) struct HopperF32 {
-    tiles: [Epilogues; TILES.len()],
+    widths: [Epilogues; WIDTHS.len()],
     _module: Module,
 }
 
 impl HopperF32 {
     pub(super) fn load(device: &Arc<Device>) -> Result<Self, BackendError> {
         let module = device.load(BUNDLE, Start::Early)?;
-        let one = |Tile { width, parts }: Tile| {
-            let kernel = |epilogue: &str| {
-                module.kernel(&format!("hopper_f32_{epilogue}_{width}x{parts}"), SHARED)
-            };
+        let one = |width: usize| {
+            let kernel =
+                |epilogue: &str| module.kernel(&format!("hopper_f32_{epilogue}_{width}"), SHARED);
             Ok::<_, BackendError>(Epilogues {
                 store: kernel("store")?,
                 accumulate: kernel("accumulate")?,
@@ -72,8 +62,8 @@ impl HopperF32 {
                 gate: kernel("gate")?,
             })
         };
-        let [a, b, c] = TILES;
-        Ok(Self { tiles: [one(a)?, one(b)?, one(c)?], _module: module })
+        let [a, b] = WIDTHS;
+        Ok(Self { widths: [one(a)?, one(b)?], _module: module })
     }
 }
 
@@ -132,21 +122,20 @@ pub(super) fn launch(
         Epilogue::Activate(activation) => (stride, activation),
         Epilogue::Store | Epilogue::Accumulate => (stride, Activation::Identity),
     };
-    let tiles =
-        |tile: Tile| columns.div_ceil(tile.width) * arena.tokens.div_ceil(TILE * tile.parts);
+    let tiles = |width: usize| columns.div_ceil(width) * arena.tokens.div_ceil(TILE);
     // Rounds of tiles times the time of one. While other batches are in flight, theirs fill what
     // the last round leaves.
     let steps = op.weight.cols.div_ceil(STEP) as f64;
     let cost = |at: &usize| {
-        let tile = TILES[*at];
-        let rounds = tiles(tile) as f64 / cuda.device.limits().multiprocessors as f64;
+        let rounds = tiles(WIDTHS[*at]) as f64 / cuda.device.limits().multiprocessors as f64;
         let rounds = if arena.in_flight > 1 { rounds } else { rounds.ceil() };
-        rounds * (((tile.width * tile.parts) as f64 + STEP_COLUMNS) * steps + TILE_COLUMNS)
+        let width = WIDTHS[*at] as f64;
+        rounds * ((width + STEP_COLUMNS) * steps + width * TILE_COLUMNS)
     };
     let wanted = |at: &usize| cuda.tile.is_none_or(|only| only == *at);
-    let at = (0..TILES.len()).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
+    let at = (0..WIDTHS.len()).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
     let at = at.ok_or_else(|| cuda.device.error("there is no such variant of the linear layer"))?;
-    let (tile, of) = (TILES[at], &kernels.tiles[at]);
+    let of = &kernels.widths[at];
     let kernel = match op.epilogue {
         Epilogue::Store | Epilogue::Activate(Activation::Identity) => &of.store,
         Epilogue::Accumulate => &of.accumulate,
@@ -154,10 +143,9 @@ pub(super) fn launch(
         Epilogue::Activate(_) => &of.activate,
         Epilogue::Gate(_) => &of.gate,
     };
-    let width = WIDTHS.iter().position(|&width| width == tile.width).ok_or_else(none)?;
     let arguments = HopperF32Arguments {
         x: arena.map(op.input).ok_or_else(none)?,
-        w: halves.0[width],
+        w: halves.0[at],
         bias: address(&op.weight.bias),
         y: arena.slot(op.output),
         batch: arena.batch.address(),
@@ -166,7 +154,7 @@ pub(super) fn launch(
         stride: stride as i32,
         activation: number(activation),
     };
-    let blocks = (linear::blocks(cuda, arena, tiles(tile)), 1);
+    let blocks = (linear::blocks(cuda, arena, tiles(WIDTHS[at])), 1);
     let grid = Grid { blocks, threads: 384, shared_bytes: SHARED };
     // SAFETY: `HopperF32Args`; the maps are of the slot and the weight, there is a bias for every
     // column of a tile, and the output slot has a row per token.

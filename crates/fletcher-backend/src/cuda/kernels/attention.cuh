@@ -13,19 +13,190 @@ struct AttentionArgs {
   float scale;
 };
 
-// Tensor cores, 16-bit formats: 64 queries of one head pass their keys, 64 at a time, with the
-// softmax kept up to date (Dao 2023), so that memory does not grow with the sequence. A block goes
-// from one such piece of work to the next, and fetches the next keys, be they of this piece or
-// of the next, while it works on these.
+// The two products of attention over 64 keys by the tensor cores, for 16 queries of a warp: queries,
+// keys and values in shared memory, `ROW` bytes from one to the next.
+//
+// In 16 bits.
+template <class T, int DIM> struct Products {
+  static constexpr int ROW = DIM * 2 + 16; // the extra 16 bytes keep fragment loads free of bank conflicts
+  static DEVICE void scores(float (&s)[8][4], u32 qs, u32 ks, int keys) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int kk = 0; kk < DIM / 16; ++kk) {
+      u32 a[4];
+      ldmatrix(a, qs + (lane % 16) * ROW + (2 * kk + lane / 16) * 16);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j == 2 && keys <= 32) break;
+        u32 b[4];
+        ldmatrix(b, ks + (j * 16 + lane % 8 + lane / 16 * 8) * ROW + (2 * kk + lane / 8 % 2) * 16);
+        mma<T>(s[2 * j], a, b[0], b[1]);
+        mma<T>(s[2 * j + 1], a, b[2], b[3]);
+      }
+    }
+  }
+  static DEVICE void weigh(float (&out)[DIM / 8][4], const float (&s)[8][4], u32 vs, int keys) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int kk = 0; kk < 4; ++kk) {
+      if (kk == 2 && keys <= 32) break;
+      u32 a[4] = {Format<T>::pack(s[2 * kk][0], s[2 * kk][1]), Format<T>::pack(s[2 * kk][2], s[2 * kk][3]),
+                  Format<T>::pack(s[2 * kk + 1][0], s[2 * kk + 1][1]),
+                  Format<T>::pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
+#pragma unroll
+      for (int j = 0; j < DIM / 16; ++j) {
+        u32 b[4];
+        ldmatrix_transposed(b, vs + (kk * 16 + lane % 16) * ROW + (2 * j + lane / 16) * 16);
+        mma<T>(out[2 * j], a, b[0], b[1]);
+        mma<T>(out[2 * j + 1], a, b[2], b[3]);
+      }
+    }
+  }
+  // Writes a row that the quad has, `h` of the fragments' two.
+  static DEVICE void store(T* to, const float (&out)[DIM / 8][4], int h, float factor, bool inside, int width) {
+    int t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < DIM / 8; j += 4) {
+      u32 w[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) w[i] = Format<T>::pack(out[j + i][2 * h] * factor, out[j + i][2 * h + 1] * factor);
+      if (width % 8 == 0) {
+        quad_transpose(w);
+        int d = (j + t) * 8;
+        if (inside && d < width) *(uint4*)(to + d) = make_uint4(w[0], w[1], w[2], w[3]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int d = (j + i) * 8 + 2 * t;
+          if (inside && d < width) store1(to + d, Format<T>::low(w[i]));
+          if (inside && d + 1 < width) store1(to + d + 1, Format<T>::high(w[i]));
+        }
+      }
+    }
+  }
+};
+
+DEVICE void load_shared(float (&v)[4], u32 at) {
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "r"(at) : "memory");
+}
+
+// In f32, by three products of TF32 halves. What a product sums over may stand in any order, if it is
+// the same in both operands, and so may the columns that it makes: each lane takes neighbours from
+// shared memory, 16 bytes at a time. The tensor cores round towards zero whenever they add to a sum,
+// so that few products are summed there, those with a low half apart; the sums are added up outside.
+template <int DIM> struct Products<float, DIM> {
+  static constexpr int ROW = DIM * 4 + 16;
+  // Of 32 columns a lane has eight neighbours, two for each product.
+  static DEVICE void scores(float (&s)[8][4], u32 qs, u32 ks, int keys) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    u32 mine = g * ROW + t * 32;
+#pragma unroll
+    for (int d = 0; d < DIM * 4; d += 128) {
+      u32 ah[4][4], al[4][4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float v[4];
+          load_shared(v, qs + mine + h * 8 * ROW + d + c * 16);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) split_tf32(v[e], ah[2 * c + e / 2][e % 2 * 2 + h], al[2 * c + e / 2][e % 2 * 2 + h]);
+        }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (j == 4 && keys <= 32) break;
+        float high[4] = {}, low[4] = {};
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          u32 bh[4], bl[4];
+          float v[4];
+          load_shared(v, ks + mine + j * 8 * ROW + d + c * 16);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) split_tf32(v[e], bh[e], bl[e]);
+#pragma unroll
+          for (int kk = 0; kk < 2; ++kk) {
+            mma_tf32(low, al[2 * c + kk], bh[2 * kk], bh[2 * kk + 1]);
+            mma_tf32(high, ah[2 * c + kk], bh[2 * kk], bh[2 * kk + 1]);
+            mma_tf32(low, ah[2 * c + kk], bl[2 * kk], bl[2 * kk + 1]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[j][i] += high[i] + low[i];
+      }
+    }
+  }
+  // A lane's sums of two neighbouring keys are its part of the next operand; of 32 columns of the
+  // values it takes four neighbours, one for each product.
+  static DEVICE void weigh(float (&out)[DIM / 8][4], const float (&s)[8][4], u32 vs, int keys) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int d = 0; d < DIM / 8; d += 4) {
+      float high[4][4] = {}, low[4][4] = {};
+#pragma unroll
+      for (int kk = 0; kk < 8; ++kk) {
+        if (kk == 4 && keys <= 32) break;
+        u32 ah[4], al[4], bh[2][4], bl[2][4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float v = s[kk][i % 2 * 2 + i / 2];
+          asm volatile("" : "+f"(v)); // split anew for each 32 columns: there are no registers to keep all
+          split_tf32(v, ah[i], al[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float v[4];
+          load_shared(v, vs + (kk * 8 + 2 * t + i) * ROW + d * 32 + g * 16);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) split_tf32(v[e], bh[i][e], bl[i][e]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_tf32(low[j], al, bh[0][j], bh[1][j]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_tf32(high[j], ah, bh[0][j], bh[1][j]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_tf32(low[j], ah, bl[0][j], bl[1][j]);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[d + j][i] += high[j][i] + low[j][i];
+    }
+  }
+  // So it has eight neighbours of 32 columns of the result.
+  static DEVICE void store(float* to, const float (&out)[DIM / 8][4], int h, float factor, bool inside, int width) {
+    int first = threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int j = 0; j < DIM / 8; j += 4)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        int d = j * 8 + first + e * 4;
+        if (width % 4 == 0) {
+          float4 v = make_float4(out[j][2 * h + e] * factor, out[j + 1][2 * h + e] * factor, out[j + 2][2 * h + e] * factor,
+                                 out[j + 3][2 * h + e] * factor);
+          if (inside && d < width) *(float4*)(to + d) = v;
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (inside && d + i < width) to[d + i] = out[j + i][2 * h + e] * factor;
+        }
+      }
+  }
+};
+
+// 64 queries of one head pass their keys, 64 at a time, with the softmax kept up to date (Dao 2023),
+// so that memory does not grow with the sequence. A block goes from one such piece of work to the
+// next, and fetches the next keys, be they of this piece or of the next, while it works on these, if
+// shared memory has room for both (of the smallest cards, 99 KB).
 template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) {
-  constexpr int ROW = DIM * 2 + 16; // the extra 16 bytes keep fragment loads free of bank conflicts
-  constexpr int PARTS = DIM / 8, TILE_BYTES = 64 * ROW, STAGES = DIM == 128 ? 1 : 2;
+  using Product = Products<T, DIM>;
+  constexpr int EACH = 16 / sizeof(T), ROW = Product::ROW; // elements in 16 bytes
+  constexpr int PARTS = DIM / EACH, TILE_BYTES = 64 * ROW, STAGES = DIM * sizeof(T) >= 256 ? 1 : 2;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint4* items = (const uint4*)part(p.batch, p.batch->work);
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   u32 base = shared_address(memory);
   int width = p.heads * p.head_dim, count = p.batch->items;
-  bool whole = p.head_dim % 8 == 0, plain = p.window < 0 && !p.relative;
+  bool whole = p.head_dim % EACH == 0, plain = p.window < 0 && !p.relative;
   // From one work of this block to its next: items by heads.
   int items_on = gridDim.x / p.heads, heads_on = gridDim.x % p.heads;
 
@@ -56,8 +227,8 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
   };
   // Rows of queries (0), keys (1) or values (2): a thread brings 16 bytes of every `AT_ONCE`th row.
   constexpr int AT_ONCE = 128 / PARTS;
-  int r = thread / PARTS, c = thread % PARTS * 8;
-  u32 place = r * ROW + c * 2;
+  int r = thread / PARTS, c = thread % PARTS * EACH;
+  u32 place = r * ROW + c * sizeof(T);
   auto load = [&](u32 to, const Step& s, int which, int first) {
     const T* from = (const T*)p.qkv + (u64)(s.start + first + r) * p.stride + which * width + s.head * p.head_dim + c;
     if (whole) {
@@ -76,10 +247,14 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
       u32 v[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        int d = c + 2 * j;
-        float a = inside && d < p.head_dim ? load1(source + 2 * j) : 0.f;
-        float b = inside && d + 1 < p.head_dim ? load1(source + 2 * j + 1) : 0.f;
-        v[j] = Format<T>::pack(a, b);
+        if constexpr (sizeof(T) == 4) {
+          v[j] = inside && c + j < p.head_dim ? __float_as_uint(source[j]) : 0u;
+        } else {
+          int d = c + 2 * j;
+          float a = inside && d < p.head_dim ? load1(source + 2 * j) : 0.f;
+          float b = inside && d + 1 < p.head_dim ? load1(source + 2 * j + 1) : 0.f;
+          v[j] = Format<T>::pack(a, b);
+        }
       }
       asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + place + i * AT_ONCE * ROW), "r"(v[0]), "r"(v[1]),
                    "r"(v[2]), "r"(v[3]) : "memory");
@@ -138,19 +313,7 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
     }
     if (now.q0 + warp * 16 < now.length) {
       float s[8][4] = {};
-#pragma unroll
-      for (int kk = 0; kk < DIM / 16; ++kk) {
-        u32 a[4];
-        ldmatrix(a, qs + (warp * 16 + lane % 16) * ROW + (2 * kk + lane / 16) * 16);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (j == 2 && keys <= 32) break;
-          u32 b[4];
-          ldmatrix(b, ks + (j * 16 + lane % 8 + lane / 16 * 8) * ROW + (2 * kk + lane / 8 % 2) * 16);
-          mma<T>(s[2 * j], a, b[0], b[1]);
-          mma<T>(s[2 * j + 1], a, b[2], b[3]);
-        }
-      }
+      Product::scores(s, qs + warp * 16 * ROW, ks, keys);
       constexpr float LOG2E = 1.4426950408889634f;
       float scale = p.scale * LOG2E;
       if (!plain || keys < 64) { // with biases, and the mask where a key is not seen
@@ -199,44 +362,13 @@ template <class T, int DIM> DEVICE void attention_tiled(const AttentionArgs& p) 
             sum[h] += v;
           }
       }
-#pragma unroll
-      for (int kk = 0; kk < 4; ++kk) {
-        if (kk == 2 && keys <= 32) break;
-        u32 a[4] = {Format<T>::pack(s[2 * kk][0], s[2 * kk][1]), Format<T>::pack(s[2 * kk][2], s[2 * kk][3]),
-                    Format<T>::pack(s[2 * kk + 1][0], s[2 * kk + 1][1]),
-                    Format<T>::pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
-#pragma unroll
-        for (int j = 0; j < DIM / 16; ++j) {
-          u32 b[4];
-          ldmatrix_transposed(b, vs + (kk * 16 + lane % 16) * ROW + (2 * j + lane / 16) * 16);
-          mma<T>(out[2 * j], a, b[0], b[1]);
-          mma<T>(out[2 * j + 1], a, b[2], b[3]);
-        }
-      }
+      Product::weigh(out, s, vs, keys);
       if (last) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float factor = 1.f / quad_sum(sum[h]);
           T* to = (T*)p.context + (u64)(now.start + query[h]) * p.context_stride + now.head * p.head_dim;
-          bool inside = query[h] < now.length;
-#pragma unroll
-          for (int j = 0; j < DIM / 8; j += 4) {
-            u32 w[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) w[i] = Format<T>::pack(out[j + i][2 * h] * factor, out[j + i][2 * h + 1] * factor);
-            if (whole) {
-              quad_transpose(w);
-              int d = (j + t) * 8;
-              if (inside && d < p.head_dim) *(uint4*)(to + d) = make_uint4(w[0], w[1], w[2], w[3]);
-            } else {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                int d = (j + i) * 8 + 2 * t;
-                if (inside && d < p.head_dim) store1(to + d, Format<T>::low(w[i]));
-                if (inside && d + 1 < p.head_dim) store1(to + d + 1, Format<T>::high(w[i]));
-              }
-            }
-          }
+          Product::store(to, out, h, factor, query[h] < now.length, p.head_dim);
         }
       }
     }

@@ -176,7 +176,7 @@ DEVICE u32 swizzled(u32 row, u32 chunk) { return row * ROW_BYTES + ((chunk ^ (ro
 template <class T> struct Multiply;
 
 template <class T> struct Multiply16 {
-  static DEVICE void step(float (&acc)[4][4][4], u32 xs, u32 ws, int lane) {
+  static DEVICE void step(float (&acc)[4][4][4], float (&)[4][4][4], u32 xs, u32 ws, int lane) {
 #pragma unroll
     for (int kk = 0; kk < 4; ++kk) {
       u32 a[4][4], b[2][4];
@@ -201,8 +201,10 @@ DEVICE float shared_float(u32 address) {
   return v;
 }
 
+// The tensor cores round towards zero whenever they add to a sum: the products with a low half have
+// sums of their own, so that those of the high halves are rounded once for three products.
 template <> struct Multiply<float> {
-  static DEVICE void step(float (&acc)[4][4][4], u32 xs, u32 ws, int lane) {
+  static DEVICE void step(float (&acc)[4][4][4], float (&small)[4][4][4], u32 xs, u32 ws, int lane) {
     int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int kk = 0; kk < 4; ++kk) {
@@ -220,9 +222,9 @@ template <> struct Multiply<float> {
           split_tf32(shared_float(xs + swizzled(i * 16 + g + q % 2 * 8, 2 * kk + q / 2) + 4 * t), ah[q], al[q]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          mma_tf32(acc[i][j], al, bh[j][0], bh[j][1]);
-          mma_tf32(acc[i][j], ah, bl[j][0], bl[j][1]);
+          mma_tf32(small[i][j], al, bh[j][0], bh[j][1]);
           mma_tf32(acc[i][j], ah, bh[j][0], bh[j][1]);
+          mma_tf32(small[i][j], ah, bl[j][0], bl[j][1]);
         }
       }
     }
@@ -281,7 +283,7 @@ template <class T, int EPILOGUE> DEVICE void linear(const LinearArgs& p) {
     copy_commit();
   };
 
-  float acc[4][4][4] = {};
+  float acc[4][4][4] = {}, small[4][4][4] = {};
   int wm = warp / 4 * 64, wn = warp % 4 * 32;
   for (int s = 0; s < STAGES - 1; ++s) fetch(s);
   for (int s = 0; s < steps; ++s) {
@@ -289,7 +291,7 @@ template <class T, int EPILOGUE> DEVICE void linear(const LinearArgs& p) {
     __syncthreads();
     fetch(s + STAGES - 1);
     u32 stage = base + s % STAGES * STAGE_BYTES;
-    Multiply<T>::step(acc, stage + wm * ROW_BYTES, stage + (TILE + wn) * ROW_BYTES, lane);
+    Multiply<T>::step(acc, small, stage + wm * ROW_BYTES, stage + (TILE + wn) * ROW_BYTES, lane);
   }
 
   // The sums pass through shared memory once more, so that each thread finishes neighbours.
@@ -301,8 +303,9 @@ template <class T, int EPILOGUE> DEVICE void linear(const LinearArgs& p) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float* to = sums + (wm + i * 16 + lane / 4) * SUMS_STRIDE + wn + j * 8 + lane % 4 * 2;
-      *(float2*)to = make_float2(acc[i][j][0], acc[i][j][1]);
-      *(float2*)(to + 8 * SUMS_STRIDE) = make_float2(acc[i][j][2], acc[i][j][3]);
+      const float(&a)[4] = acc[i][j], (&b)[4] = small[i][j]; // zeros but in f32
+      *(float2*)to = make_float2(a[0] + b[0], a[1] + b[1]);
+      *(float2*)(to + 8 * SUMS_STRIDE) = make_float2(a[2] + b[2], a[3] + b[3]);
     }
   __syncthreads();
   constexpr int GROUP = EPILOGUE == GATE ? 16 : 8, GROUPS = TILE / GROUP;
@@ -465,9 +468,10 @@ constexpr int BLOCKS_32 = 5, BLOCKS_64 = 4;
 #else
 constexpr int BLOCKS_32 = 4, BLOCKS_64 = 3; // more spill there
 #endif
-#define TILED(T, name)                                                               \
-  ENTRY(attention_32, name, 128, BLOCKS_32, AttentionArgs, (attention_tiled<T, 32>))         \
-  ENTRY(attention_64, name, 128, BLOCKS_64, AttentionArgs, (attention_tiled<T, 64>))         \
+#define TILED(T, name, B32, B64)                                               \
+  ENTRY(attention_32, name, 128, B32, AttentionArgs, (attention_tiled<T, 32>))  \
+  ENTRY(attention_64, name, 128, B64, AttentionArgs, (attention_tiled<T, 64>))  \
   ENTRY(attention_128, name, 128, 2, AttentionArgs, (attention_tiled<T, 128>))
-TILED(Half, f16)
-TILED(Bf16, bf16)
+TILED(Half, f16, BLOCKS_32, BLOCKS_64)
+TILED(Bf16, bf16, BLOCKS_32, BLOCKS_64)
+TILED(float, f32, 4, 3)

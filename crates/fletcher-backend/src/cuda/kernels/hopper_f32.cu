@@ -4,12 +4,15 @@
 // A factor is the sum of two TF32 numbers, and three products of such halves have an f32 product's
 // accuracy. The weights' halves are two matrices, made when they were loaded; x comes to shared
 // memory as it is, and each thread splits what it holds of it, as the first operand, in registers.
+// The tensor cores round towards zero whenever they add to a sum. So they sum 32 columns at a time,
+// from nothing, the products with a low half first: of twelve roundings, eight are of sums 2,000 times
+// smaller. These sums are added up outside.
 //
-// A persistent block makes tiles of y of 128 or 256 rows and N columns. One thread of the third
-// warpgroup keeps a ring of stages filled: 32 columns of x and of both halves of W. The other two have
-// 64 rows or twice 64 each. While a warpgroup's products of one part of a stage are made, it loads
-// and splits x of the next part. Shared memory gives the products 64 bytes a cycle whatever the
-// tile; 256 rows halve what the copies write there and what the L2 cache has to give, 33 FLOP a byte.
+// A persistent block makes tiles of y of 128 rows and N columns. One thread of the third warpgroup
+// keeps a ring of stages filled: 32 columns of x and of both halves of W. The other two warpgroups have
+// 64 rows each and take turns at the tensor cores: while one's products are made, the other adds up
+// its last sums and splits its next part of x. The products read 64 bytes a cycle of shared memory, and
+// what comes there is 21 FLOP a byte at N = 128.
 #include "common.cuh"
 #if __CUDA_ARCH__ == 900
 #include "warpgroup.cuh"
@@ -28,50 +31,24 @@ struct HopperF32Args {
 // GATE makes a column of y of two: of W's rows, eight gates are in front of their eight values.
 enum Epilogue { STORE = 0, ACCUMULATE = 1, GELU = 2, ACTIVATE = 3, GATE = 4 };
 
-constexpr int K = 32, ROW_BYTES = 4 * K;
+constexpr int M = 128, K = 32, ROW_BYTES = 4 * K;
 // Bytes between rows of a piece of y: neither lanes that write two columns each nor lanes that read
 // four meet a bank conflict.
 constexpr int PIECE_ROW = 160;
 
-template <int N, int PARTS> struct Shape {
-  static constexpr int ROWS = 128 * PARTS, STAGE_BYTES = (ROWS + 2 * N) * ROW_BYTES;
-  static constexpr int STAGES = 196608 / STAGE_BYTES;
+template <int N> struct Shape {
+  static constexpr int STAGE_BYTES = (M + 2 * N) * ROW_BYTES, STAGES = 196608 / STAGE_BYTES;
 };
 
 // 64xN += 64x8 times (Nx8)^T.
-template <int N> DEVICE void warpgroup_mma_tf32(float (&d)[N / 2], const u32 (&a)[4], u64 b);
-template <> DEVICE void warpgroup_mma_tf32<64>(float (&d)[32], const u32 (&a)[4], u64 b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, 1, 1, 1;"
-      :
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-template <> DEVICE void warpgroup_mma_tf32<128>(float (&d)[64], const u32 (&a)[4], u64 b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, 1, 1, 1;"
-      :
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+template <int N> DEVICE void warpgroup_mma_tf32(float (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate);
+#define PRODUCT_TF32(N, SUMS, a, b, p)                                                                        \
+  template <> DEVICE void warpgroup_mma_tf32<N>(float (&d)[N / 2], const u32 (&x)[4], u64 y, int accumulate) { \
+    asm volatile(PRODUCT(N, 8, "tf32", SUMS, a, b, p, "")                                                     \
+                 : SUMS_##SUMS(d) : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(y), "r"(accumulate));      \
+  }
+PRODUCT_TF32(64, 32, "{%32, %33, %34, %35}", "%36", "%37")
+PRODUCT_TF32(128, 64, "{%64, %65, %66, %67}", "%68", "%69")
 
 // Columns of x and both halves of N rows of W, by the copy engine.
 DEVICE void fetch_halves(u32 to, const TensorMap* map, int column, int row, u32 full) {
@@ -166,9 +143,8 @@ DEVICE void store_rows(const HopperF32Args& p, const float (&d)[N / 2], u32 piec
   }
 }
 
-template <int N, int PARTS, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p) {
-  using S = Shape<N, PARTS>;
-  constexpr int STAGES = S::STAGES, STAGE_BYTES = S::STAGE_BYTES, ROWS = S::ROWS;
+template <int N, int EPILOGUE> DEVICE void hopper_linear(const HopperF32Args& p) {
+  constexpr int STAGES = Shape<N>::STAGES, STAGE_BYTES = Shape<N>::STAGE_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -182,9 +158,12 @@ template <int N, int PARTS, int EPILOGUE> DEVICE void hopper_linear(const Hopper
   }
   __syncthreads();
   release_next();
-  // Steps go in pairs: behind the last column there are zeros.
-  int tokens = p.batch->tokens, steps = (p.k + 2 * K - 1) / (2 * K) * 2, across = (p.columns + N - 1) / N;
-  int tiles = (tokens + ROWS - 1) / ROWS * across;
+  int tokens = p.batch->tokens, steps = (p.k + K - 1) / K, across = (p.columns + N - 1) / N;
+  int tiles = (tokens + M - 1) / M * across;
+  // A stage has its slot of the ring.
+  auto advance = [](u32& slot, u32& phase) {
+    if (++slot == STAGES) slot = 0, phase ^= 1;
+  };
 
   if (warp >= 8) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -192,7 +171,7 @@ template <int N, int PARTS, int EPILOGUE> DEVICE void hopper_linear(const Hopper
       u32 slot = 0, phase = 1;
       auto fetch_weights = [&](int tile, int step, u32 slot) {
         expect_bytes(full + 8 * slot, STAGE_BYTES);
-        fetch_halves(ring + slot * STAGE_BYTES + ROWS * ROW_BYTES, &p.w, step * K, tile % across * N, full + 8 * slot);
+        fetch_halves(ring + slot * STAGE_BYTES + M * ROW_BYTES, &p.w, step * K, tile % across * N, full + 8 * slot);
       };
       // No other kernel writes the weights: the first of them do not wait. The other threads touch
       // nothing of other kernels' before they have tiles of x.
@@ -206,77 +185,63 @@ template <int N, int PARTS, int EPILOGUE> DEVICE void hopper_linear(const Hopper
             barrier_wait(empty + 8 * slot, phase);
             fetch_weights(tile, step, slot);
           }
-#pragma unroll
-          for (int part = 0; part < PARTS; ++part)
-            fetch_tile(ring + slot * STAGE_BYTES + part * 128 * ROW_BYTES, &p.x, step * K, tile / across * ROWS + part * 128,
-                       full + 8 * slot);
-          if (++slot == STAGES) slot = 0, phase ^= 1;
+          fetch_tile(ring + slot * STAGE_BYTES, &p.x, step * K, tile / across * M, full + 8 * slot);
+          advance(slot, phase);
         }
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    int g = lane / 4, t = lane % 4;
+    int group = warp / 4, g = lane / 4, t = lane % 4;
     u32 piece = ring + STAGES * STAGE_BYTES + warp * 16 * PIECE_ROW;
-    // Of the warp's rows and the lane's eight columns, in a stage.
-    u32 mine = (warp / 4 * 64 * PARTS + warp % 4 * 16 + g) * ROW_BYTES + ((2 * t ^ g) * 16);
-    u32 slot = 0, phase = 0, before = 0;
+    u32 mine = (warp * 16 + g) * ROW_BYTES + ((2 * t ^ g) * 16); // the lane's eight columns, in a stage
+    auto take_turn = [&] { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); };
+    auto give_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); };
+    // The first turn. Not by a branch: everything behind it would be taken for what threads may differ
+    // in, and kept out of the uniform registers.
+    asm volatile("{ .reg .pred p; setp.eq.s32 p, %0, 1; @p bar.arrive 1, 256; }" ::"r"(group) : "memory");
+    u32 slot = 0, phase = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      float d[PARTS][N / 2];
+      float d[N / 2] = {}, sums[N / 2];
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        u32 at = ring + slot * STAGE_BYTES;
+        u64 high = descriptor_swizzled(at + M * ROW_BYTES), low = descriptor_swizzled(at + (M + N) * ROW_BYTES);
+        Operands a;
+        barrier_wait(full + 8 * slot, phase);
+        load_operands(a, at + mine);
+        take_turn();
+        warpgroup_arrive();
 #pragma unroll
-      for (int part = 0; part < PARTS; ++part)
-#pragma unroll
-        for (int i = 0; i < N / 2; ++i) d[part][i] = 0.f;
-      Operands a[2];
-      // A unit is a stage, or one of a stage's two parts of the warpgroup's rows. One unit's products
-      // are made while the next one's operands are loaded.
-      for (int step = 0; step < steps; step += 2 / PARTS) {
-#pragma unroll
-        for (int unit = 0; unit < 2; ++unit) {
-          int part = PARTS == 2 ? unit : 0;
-          u32 at = ring + slot * STAGE_BYTES;
-          if (PARTS == 1 || unit == 0) barrier_wait(full + 8 * slot, phase);
-          load_operands(a[unit], at + mine + part * 64 * ROW_BYTES);
-          u64 high = descriptor_swizzled(at + ROWS * ROW_BYTES), low = descriptor_swizzled(at + (ROWS + N) * ROW_BYTES);
-          warpgroup_arrive();
-#pragma unroll
-          for (int kk = 0; kk < 4; ++kk) {
-            warpgroup_mma_tf32<N>(d[part], a[unit].low[kk], high + 2 * kk);
-            warpgroup_mma_tf32<N>(d[part], a[unit].high[kk], low + 2 * kk);
-            warpgroup_mma_tf32<N>(d[part], a[unit].high[kk], high + 2 * kk);
-          }
-          warpgroup_commit();
-          warpgroup_wait<1>();
-          if (PARTS == 1 || unit == 0) {
-            if ((step > 0 || unit > 0) && lane == 0) barrier_arrive(empty + 8 * before);
-          }
-          if (PARTS == 1 || unit == 1) {
-            before = slot;
-            if (++slot == STAGES) slot = 0, phase ^= 1;
-          }
+        for (int kk = 0; kk < 4; ++kk) {
+          warpgroup_mma_tf32<N>(sums, a.low[kk], high + 2 * kk, kk > 0);
+          warpgroup_mma_tf32<N>(sums, a.high[kk], low + 2 * kk, 1);
         }
-      }
-      warpgroup_wait<0>();
-      if (lane == 0) barrier_arrive(empty + 8 * before);
 #pragma unroll
-      for (int part = 0; part < PARTS; ++part)
-        store_rows<N, EPILOGUE>(p, d[part], piece, tile / across * ROWS + (warp / 4 * PARTS + part) * 64 + warp % 4 * 16,
-                                tile % across * N, tokens);
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma_tf32<N>(sums, a.high[kk], high + 2 * kk, 1);
+        warpgroup_commit();
+        give_turn();
+        warpgroup_wait<0>();
+        if (lane == 0) barrier_arrive(empty + 8 * slot);
+        advance(slot, phase);
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) d[i] += sums[i];
+      }
+      store_rows<N, EPILOGUE>(p, d, piece, tile / across * M + warp * 16, tile % across * N, tokens);
     }
   }
 }
 
-#define ENTRY(N, PARTS, EPILOGUE, name)                                                    \
-  extern "C" __global__ void __launch_bounds__(384, 1)                                     \
-      hopper_f32_##name##_##N##x##PARTS(const __grid_constant__ HopperF32Args p) {         \
-    hopper_linear<N, PARTS, EPILOGUE>(p);                                                  \
+#define ENTRY(N, EPILOGUE, name)                                                               \
+  extern "C" __global__ void __launch_bounds__(384, 1)                                         \
+      hopper_f32_##name##_##N(const __grid_constant__ HopperF32Args p) {                       \
+    hopper_linear<N, EPILOGUE>(p);                                                             \
   }
-#define ENTRIES(N, PARTS)                    \
-  ENTRY(N, PARTS, STORE, store)              \
-  ENTRY(N, PARTS, ACCUMULATE, accumulate)    \
-  ENTRY(N, PARTS, GELU, gelu)                \
-  ENTRY(N, PARTS, ACTIVATE, activate)        \
-  ENTRY(N, PARTS, GATE, gate)
-ENTRIES(64, 1)
-ENTRIES(128, 1)
-ENTRIES(128, 2)
+#define ENTRIES(N)                    \
+  ENTRY(N, STORE, store)              \
+  ENTRY(N, ACCUMULATE, accumulate)    \
+  ENTRY(N, GELU, gelu)                \
+  ENTRY(N, ACTIVATE, activate)        \
+  ENTRY(N, GATE, gate)
+ENTRIES(64)
+ENTRIES(128)
 #endif
