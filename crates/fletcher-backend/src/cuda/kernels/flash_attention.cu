@@ -114,6 +114,11 @@ template <class T, int DIM> DEVICE void flash_attention(const FlashAttentionArgs
   auto arrive = [&](u32 at) {
     if (lane == 0) barrier_arrive(at);
   };
+  // A group asks for its products when the other has asked for its own, so that it gets them when the
+  // other is through, and the other makes weights in the meantime.
+  auto take_turn = [&] { asm volatile("bar.sync %0, 256;" ::"r"(3 + group) : "memory"); };
+  auto give_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); };
+  if (group == 1) give_turn();
 #pragma unroll 1
   for (int index = blockIdx.x; index < works; index += gridDim.x, ++turn) {
     Work work(p, index);
@@ -128,6 +133,11 @@ template <class T, int DIM> DEVICE void flash_attention(const FlashAttentionArgs
         arrive(k_empty + 8 * slot);
         barrier_wait(v_full + 8 * slot, phase_of(count));
         arrive(v_empty + 8 * slot);
+#pragma unroll
+        for (int head = 0; head < HEADS; ++head) {
+          take_turn();
+          give_turn();
+        }
       }
       continue;
     }
@@ -191,14 +201,18 @@ template <class T, int DIM> DEVICE void flash_attention(const FlashAttentionArgs
         // Scores of what comes next, be it this tile's next head or the next tile.
         int other = (head + 1) % HEADS;
         if (other == 0 && last) {
+          take_turn();
           collect(slot, head);
+          give_turn();
           warpgroup_wait<0>();
           break;
         }
         u32 from_slot = other ? slot : next;
         if (other == 0) barrier_wait(k_full + 8 * next, phase_of(count + 1));
+        take_turn();
         score(from_slot, other);
         collect(slot, head);
+        give_turn();
         warpgroup_wait<1>();
         if (other == HEADS - 1) arrive(k_empty + 8 * from_slot);
         soften<KEYS>(s, top[other], sum[other], shrink, other ? k0 : k0 + KEYS, from, to, scale);
