@@ -12,6 +12,7 @@ use crate::ops::gemm::{Gemm, Linear, LinearShape};
 use crate::ops::norm::Norm;
 use crate::ops::quantize::Quantize;
 use crate::ops::rotary::Rotary;
+use crate::row_copy;
 
 /// Packs a weight with its bias.
 type Pack = fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear;
@@ -373,14 +374,7 @@ impl Kernels {
 
     /// Asks for bytes that will be read soon, where the instruction set has a way to.
     pub fn prefetch(&self, bytes: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
-        for line in bytes.chunks(64) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: part of the x86-64 baseline, and only a hint.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = bytes;
+        row_copy::prefetch(bytes);
     }
 
     /// Divides a vector by its Euclidean length; zeros stay zeros.
