@@ -4,6 +4,7 @@
 //! algorithm into itself; it is the only place where features are enabled. [`Kernels`] can only
 //! be made for a set that the CPU has, which is what makes its safe methods sound.
 
+use crate::buffer;
 use crate::isa::{Isa, Kernel};
 use crate::number::Format;
 use crate::ops::activation::Activation;
@@ -12,7 +13,6 @@ use crate::ops::gemm::{Gemm, Linear, LinearShape};
 use crate::ops::norm::Norm;
 use crate::ops::quantize::Quantize;
 use crate::ops::rotary::Rotary;
-use crate::row_copy;
 
 /// Packs a weight with its bias.
 type Pack = fn(Format, LinearShape, &[f32], Option<&[f32]>) -> Linear;
@@ -374,7 +374,7 @@ impl Kernels {
 
     /// Asks for bytes that will be read soon, where the instruction set has a way to.
     pub fn prefetch(&self, bytes: &[u8]) {
-        row_copy::prefetch(bytes);
+        buffer::prefetch(bytes);
     }
 
     /// Divides a vector by its Euclidean length; zeros stay zeros.

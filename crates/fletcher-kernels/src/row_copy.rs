@@ -7,10 +7,9 @@
 //! (4 and 3) nearly as fast as they read it from the cache it was made in (1 and 3). So what is
 //! made for others is a copy of its own, by such stores.
 
+use crate::buffer::prefetch;
 use crate::number::Number;
 
-/// Bytes that go past the caches together.
-const LINE: usize = 64;
 /// Rows between asking for one that another core made and copying it: memory answers many requests
 /// in the time of one.
 const AHEAD: usize = 8;
@@ -68,6 +67,9 @@ impl<T: Number> RowCopy<'_, T> {
 #[cfg(target_arch = "x86_64")]
 fn past_caches<T: Number>(from: &[T], to: &mut [T]) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+
+    use crate::buffer::LINE;
+
     let line = LINE / size_of::<T>();
     // Rows begin with a line, as a rule.
     let start = to.as_ptr().align_offset(LINE).min(to.len());
@@ -98,18 +100,6 @@ fn fence() {
     unsafe {
         std::arch::x86_64::_mm_sfence();
     }
-}
-
-/// Asks for numbers that will be read soon, where the instruction set has a way to.
-pub(crate) fn prefetch<T: Number>(numbers: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in numbers.chunks(LINE / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: part of the x86-64 baseline, and only a hint.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = numbers;
 }
 
 #[cfg(test)]
