@@ -9,7 +9,7 @@ use crate::number::Number;
 use crate::zeroed;
 
 /// Bytes of a cache line, and of the widest vector.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Rows of more lines than this are so long that one register tile's rows, at a distance that is a
 /// multiple of a few lines, fall into few sets of a first-level cache and evict each other.
@@ -92,6 +92,18 @@ impl<T: Number> std::fmt::Debug for AlignedBuffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AlignedBuffer({} {})", self.len, std::any::type_name::<T>())
     }
+}
+
+/// Asks for numbers that will be read soon, where the instruction set has a way to.
+pub(crate) fn prefetch<T: Number>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: part of the x86-64 baseline, and only a hint.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
 }
 
 #[cfg(test)]

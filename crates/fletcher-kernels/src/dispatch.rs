@@ -4,6 +4,7 @@
 //! algorithm into itself; it is the only place where features are enabled. [`Kernels`] can only
 //! be made for a set that the CPU has, which is what makes its safe methods sound.
 
+use crate::buffer;
 use crate::isa::{Isa, Kernel};
 use crate::number::Format;
 use crate::ops::activation::Activation;
@@ -373,14 +374,7 @@ impl Kernels {
 
     /// Asks for bytes that will be read soon, where the instruction set has a way to.
     pub fn prefetch(&self, bytes: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
-        for line in bytes.chunks(64) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: part of the x86-64 baseline, and only a hint.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = bytes;
+        buffer::prefetch(bytes);
     }
 
     /// Divides a vector by its Euclidean length; zeros stay zeros.

@@ -16,6 +16,7 @@ mod isa;
 mod number;
 mod ops;
 mod peak;
+mod row_copy;
 mod team;
 mod zeroed;
 
@@ -30,4 +31,5 @@ pub use ops::norm::{Norm, NormKind};
 pub use ops::quantize::{Quantize, Source};
 pub use ops::rotary::{Rotary, RotaryPairs};
 pub use peak::{Multiply, peak_gops};
+pub use row_copy::RowCopy;
 pub use team::{Barrier, Team};

@@ -257,18 +257,24 @@ fn wait_until(done: impl Fn() -> bool) {
 #[derive(Debug)]
 pub struct Barrier {
     members: usize,
-    arrived: AtomicUsize,
-    round: AtomicUsize,
+    arrived: OwnLines<AtomicUsize>,
+    /// Looked at by all who wait, and so not beside what those that come write.
+    round: OwnLines<AtomicUsize>,
     broken: AtomicBool,
 }
+
+/// A value that shares no cache line, nor the pair of lines that some CPUs fetch together.
+#[derive(Debug)]
+#[repr(align(128))]
+struct OwnLines<T>(T);
 
 impl Barrier {
     /// For so many members.
     pub fn new(members: usize) -> Self {
         Self {
             members,
-            arrived: AtomicUsize::new(0),
-            round: AtomicUsize::new(0),
+            arrived: OwnLines(AtomicUsize::new(0)),
+            round: OwnLines(AtomicUsize::new(0)),
             broken: AtomicBool::new(false),
         }
     }
@@ -278,14 +284,14 @@ impl Barrier {
     /// # Panics
     /// When a member has [broken](Self::guard) the barrier.
     pub fn wait(&self) {
-        let round = self.round.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.members {
-            self.arrived.store(0, Ordering::Relaxed);
-            self.round.fetch_add(1, Ordering::Release);
+        let round = self.round.0.load(Ordering::Acquire);
+        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.members {
+            self.arrived.0.store(0, Ordering::Relaxed);
+            self.round.0.fetch_add(1, Ordering::Release);
             return;
         }
         wait_until(|| {
-            self.round.load(Ordering::Acquire) != round || self.broken.load(Ordering::Relaxed)
+            self.round.0.load(Ordering::Acquire) != round || self.broken.load(Ordering::Relaxed)
         });
         assert!(!self.broken.load(Ordering::Relaxed), "another member of the team panicked");
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use fletcher_core::backend::{BackendError, Slot};
 use fletcher_core::spec::EncoderSpec;
 use fletcher_kernels::{
-    AlignedBuffer, AttentionShape, Bf16, Format, Kernels, Number, RowScale, row_stride,
+    AlignedBuffer, AttentionShape, Bf16, Format, Kernels, Number, RowCopy, RowScale, row_stride,
 };
 
 use super::split::Shares;
@@ -83,20 +83,62 @@ impl<T: Number> Plane<T> {
         &self.data[..count * self.stride]
     }
 
-    /// Takes over another plane's first rows as these rows.
-    pub(super) fn copy_rows(&mut self, rows: Range<usize>, from: &Self) {
-        let to = &mut self.data[rows.start * self.stride..rows.end * self.stride];
-        to.copy_from_slice(from.rows(rows.len()));
-    }
-
     /// The first `count` rows, to write.
     pub(super) fn rows_mut(&mut self, count: usize) -> &mut [T] {
-        &mut self.data[..count * self.stride]
+        self.range_mut(0..count)
+    }
+
+    /// Some rows, to write.
+    pub(super) fn range_mut(&mut self, rows: Range<usize>) -> &mut [T] {
+        &mut self.data[rows.start * self.stride..rows.end * self.stride]
+    }
+
+    /// Copies columns of some rows, for other cores to read, to another plane's first rows.
+    pub(super) fn hand_over(&self, rows: Range<usize>, columns: Range<usize>, to: &mut Self) {
+        let from = &self.data[rows.start * self.stride + columns.start..];
+        let (from_stride, to_stride) = (self.stride, to.stride);
+        let (rows, columns, to) = (rows.len(), columns.len(), &mut to.data[..]);
+        RowCopy { rows, columns, from, from_stride, to, to_stride }.hand_over();
+    }
+
+    /// Copies what was handed over to where it came from.
+    pub(super) fn take_over(&mut self, rows: Range<usize>, columns: Range<usize>, from: &Self) {
+        let (from_stride, to_stride) = (from.stride, self.stride);
+        let to = &mut self.data[rows.start * self.stride + columns.start..];
+        let (rows, columns, from) = (rows.len(), columns.len(), &from.data[..]);
+        RowCopy { rows, columns, from, from_stride, to, to_stride }.take_over();
+    }
+}
+
+impl State {
+    pub(super) fn new(narrow: bool, rows: usize, columns: usize) -> Result<Self, BackendError> {
+        Ok(match narrow {
+            true => State::Bf16(Plane::new(rows, columns)?),
+            false => State::F32(Plane::new(rows, columns)?),
+        })
+    }
+
+    /// [`Plane::hand_over`].
+    pub(super) fn hand_over(&self, rows: Range<usize>, columns: Range<usize>, to: &mut Self) {
+        match (self, to) {
+            (State::F32(from), State::F32(to)) => from.hand_over(rows, columns, to),
+            (State::Bf16(from), State::Bf16(to)) => from.hand_over(rows, columns, to),
+            _ => unreachable!("rows keep their format"),
+        }
+    }
+
+    /// [`Plane::take_over`].
+    pub(super) fn take_over(&mut self, rows: Range<usize>, columns: Range<usize>, from: &Self) {
+        match (self, from) {
+            (State::F32(to), State::F32(from)) => to.take_over(rows, columns, from),
+            (State::Bf16(to), State::Bf16(from)) => to.take_over(rows, columns, from),
+            _ => unreachable!("rows keep their format"),
+        }
     }
 }
 
 impl Rows {
-    pub(super) fn new(
+    fn new(
         format: Format,
         spec: &EncoderSpec,
         slot: Slot,
@@ -109,10 +151,7 @@ impl Rows {
             Slot::Inner => spec.intermediate,
         };
         let narrow = format != Format::F32 && !matches!(slot, Slot::Hidden | Slot::Normed);
-        let state = match narrow {
-            true => State::Bf16(Plane::new(rows, columns)?),
-            false => State::F32(Plane::new(rows, columns)?),
-        };
+        let state = State::new(narrow, rows, columns)?;
         let operand = match (format, slot, narrow) {
             (Format::F32, ..) | (_, Slot::Qkv, _) | (Format::Bf16, _, true) => Operand::State,
             (Format::Bf16, _, false) => Operand::Bf16(Plane::new(rows, columns)?),
@@ -125,8 +164,9 @@ impl Rows {
 }
 
 impl Arena {
-    /// Allocates for `rows` tokens of sequences of up to `max_tokens`. The pages are touched, and
-    /// so become resident, only as batches need them.
+    /// Allocates for `rows` tokens of sequences of up to `max_tokens`, of which queries, keys and
+    /// values have room for all even where the rest has not. The pages are touched, and so become
+    /// resident, only as batches need them.
     pub(super) fn new(
         kernels: &Kernels,
         format: Format,
@@ -135,6 +175,7 @@ impl Arena {
         max_tokens: usize,
     ) -> Result<Self, BackendError> {
         let slot = |slot| Rows::new(format, spec, slot, rows);
+        let qkv = Rows::new(format, spec, Slot::Qkv, rows.max(max_tokens))?;
         let attention = if format == Format::F32 { Format::F32 } else { Format::Bf16 };
         let words = kernels.attention_scratch(attention, attention_shape(spec), max_tokens);
         Ok(Self {
@@ -143,7 +184,7 @@ impl Arena {
             slots: [
                 slot(Slot::Hidden)?,
                 slot(Slot::Normed)?,
-                slot(Slot::Qkv)?,
+                qkv,
                 slot(Slot::Context)?,
                 slot(Slot::Inner)?,
             ],

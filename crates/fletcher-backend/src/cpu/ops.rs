@@ -115,27 +115,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, arena: &mut Arena, op: LinearOp<'_, Self>) -> Result<(), BackendError> {
-        let epilogue = match op.epilogue {
-            Epilogue::Store => kernels::Epilogue::Activate(kernels::Activation::Identity),
-            Epilogue::Accumulate => kernels::Epilogue::Accumulate,
-            Epilogue::Activate(activation) => kernels::Epilogue::Activate(kernel(activation)),
-            Epilogue::Gate(activation) => kernels::Epilogue::Gate(kernel(activation)),
-        };
-        let rows = arena.tokens;
-        let (input, output) = arena.pair(op.input, op.output);
-        let (x, x_stride) = self.operand(input, rows);
-        let (y, y_stride) = match &mut output.state {
-            State::F32(plane) => {
-                let stride = plane.stride;
-                (kernels::Output::F32(plane.rows_mut(rows)), stride)
-            }
-            State::Bf16(plane) => {
-                let stride = plane.stride;
-                (kernels::Output::Bf16(plane.rows_mut(rows)), stride)
-            }
-        };
-        let linear = op.weight;
-        self.kernels.gemm(kernels::Gemm { linear, rows, x, x_stride, y, y_stride, epilogue });
+        self.linear_at(arena, op, 0);
         Ok(())
     }
 
@@ -297,6 +277,32 @@ impl Cpu {
         arena.row = row;
     }
 
+    /// [`Backend::linear`], whose outputs are the rows from `first` on.
+    pub(super) fn linear_at(&self, arena: &mut Arena, op: LinearOp<'_, Self>, first: usize) {
+        let epilogue = match op.epilogue {
+            Epilogue::Store => kernels::Epilogue::Activate(kernels::Activation::Identity),
+            Epilogue::Accumulate => kernels::Epilogue::Accumulate,
+            Epilogue::Activate(activation) => kernels::Epilogue::Activate(kernel(activation)),
+            Epilogue::Gate(activation) => kernels::Epilogue::Gate(kernel(activation)),
+        };
+        let rows = arena.tokens;
+        let (input, output) = arena.pair(op.input, op.output);
+        let (x, x_stride) = self.operand(input, rows);
+        let outputs = first..first + rows;
+        let (y, y_stride) = match &mut output.state {
+            State::F32(plane) => {
+                let stride = plane.stride;
+                (kernels::Output::F32(plane.range_mut(outputs)), stride)
+            }
+            State::Bf16(plane) => {
+                let stride = plane.stride;
+                (kernels::Output::Bf16(plane.range_mut(outputs)), stride)
+            }
+        };
+        let linear = op.weight;
+        self.kernels.gemm(kernels::Gemm { linear, rows, x, x_stride, y, y_stride, epilogue });
+    }
+
     /// Rotates the queries and keys of the slot's `rows`, the first of which stands at `position`.
     pub(super) fn rotate(
         &self,
@@ -305,16 +311,16 @@ impl Cpu {
         position: usize,
         rows: Range<usize>,
     ) {
-        let (heads, tokens) = (2 * arena.spec.heads, arena.tokens);
+        let heads = 2 * arena.spec.heads;
         let first = position * (rotary.head_dim / 2);
         let (data, stride) = match &mut arena.slot(Slot::Qkv).state {
             State::F32(plane) => {
-                let (stride, all) = (plane.stride, plane.rows_mut(tokens));
-                (kernels::Output::F32(&mut all[rows.start * stride..rows.end * stride]), stride)
+                let stride = plane.stride;
+                (kernels::Output::F32(plane.range_mut(rows.clone())), stride)
             }
             State::Bf16(plane) => {
-                let (stride, all) = (plane.stride, plane.rows_mut(tokens));
-                (kernels::Output::Bf16(&mut all[rows.start * stride..rows.end * stride]), stride)
+                let stride = plane.stride;
+                (kernels::Output::Bf16(plane.range_mut(rows.clone())), stride)
             }
         };
         self.kernels.rotary(kernels::Rotary {

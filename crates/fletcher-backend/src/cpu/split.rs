@@ -1,10 +1,14 @@
 //! One text on all cores: its tokens are shared out, so that latency, too, uses the whole machine.
 //!
 //! Every operation but attention looks at one token, so each member of the team takes its part of
-//! the tokens through the network in an arena of its own. For attention it publishes its queries,
-//! keys and values, the team meets, and each member answers its own queries: one meeting a layer,
-//! because two buffers take turns. A token is computed as it would be alone, to the bit: no sum is
-//! split.
+//! the tokens through the network in an arena of its own. For attention it hands its keys and
+//! values over, the team meets, and each member takes over what the others have and answers its own
+//! queries: one meeting a layer, because two buffers take turns. A token is computed as it would be
+//! alone, to the bit: no sum is split.
+//!
+//! Nothing that a member writes again and again is read by another but what it hands over, past the
+//! caches ([`fletcher_kernels::RowCopy`]): on a machine whose cores have no common cache, writing
+//! what others had read was a third of a text's time.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +23,7 @@ use fletcher_core::pack::PackedBatch;
 use fletcher_kernels::{Barrier, Format};
 
 use super::Cpu;
-use super::arena::{Arena, Rows, State, attention_shape};
+use super::arena::{Arena, State, attention_shape};
 use super::ops::Sequence;
 
 /// A member with fewer tokens would keep the multipliers waiting for each other.
@@ -84,12 +88,23 @@ impl Pace {
 /// More members would meet for longer than they compute.
 pub(super) const MEMBERS_MAX: usize = 16;
 
+/// The member that the caller is.
+const LEADER: usize = 0;
+
 /// What the members of the team compute in.
 #[derive(Debug)]
 pub(super) struct Shares {
     arenas: Vec<Mutex<Arena>>,
-    /// Queries, keys and values of the whole text; layers take turns.
-    qkv: [RwLock<Rows>; 2],
+    outboxes: Vec<Outbox>,
+}
+
+/// What a member has for the others.
+#[derive(Debug)]
+struct Outbox {
+    /// Keys and values of its tokens; layers take turns.
+    keys_values: [RwLock<State>; 2],
+    /// Their states at the end, for the leader.
+    hidden: RwLock<State>,
 }
 
 impl Cpu {
@@ -168,14 +183,16 @@ impl Cpu {
             None => Box::new(self.shares(arena)?),
         };
         let tokens = batch.tokens();
-        let share = |member: usize| tokens * member / members..tokens * (member + 1) / members;
+        let start = |member: usize| tokens * member / members;
+        let parts: Vec<_> = (0..members).map(|member| start(member)..start(member + 1)).collect();
         let barrier = Barrier::new(members);
         let failed: Mutex<Result<(), BackendError>> = Mutex::new(Ok(()));
         let ran = self.team.try_run(members, &|member| {
             let _guard = barrier.guard();
             // Its own alone; poisoned only when an earlier call panicked, which left plain numbers.
             let mut own = shares.arenas[member].lock().unwrap_or_else(|e| e.into_inner());
-            let part = Part { model, batch, tokens: share(member), qkv: &shares.qkv };
+            let outboxes = &shares.outboxes[..members];
+            let part = Part { model, batch, member, parts: &parts, outboxes };
             if let Err(error) = self.encode_part(&mut own, &part, &barrier) {
                 *failed.lock().unwrap_or_else(|e| e.into_inner()) = Err(error);
             }
@@ -183,11 +200,13 @@ impl Cpu {
         failed.into_inner().unwrap_or_else(|e| e.into_inner())?;
         if ran {
             arena.tokens = tokens;
-            let (hidden, stride) = arena.hidden();
-            for (member, own) in shares.arenas.iter_mut().enumerate().take(members) {
-                let own = own.get_mut().unwrap_or_else(|e| e.into_inner());
-                let rows = share(member);
-                hidden[rows.start * stride..rows.end * stride].copy_from_slice(own.hidden().0);
+            let columns = 0..arena.spec.hidden;
+            let hidden = &mut arena.slot(Slot::Hidden).state;
+            let own = shares.arenas[LEADER].get_mut().unwrap_or_else(|e| e.into_inner());
+            hidden.take_over(parts[LEADER].clone(), columns.clone(), &own.slot(Slot::Hidden).state);
+            for (part, outbox) in parts.iter().zip(&mut shares.outboxes).skip(LEADER + 1) {
+                let theirs = outbox.hidden.get_mut().unwrap_or_else(|e| e.into_inner());
+                hidden.take_over(part.clone(), columns.clone(), theirs);
             }
         }
         arena.shares = Some(shares);
@@ -196,13 +215,20 @@ impl Cpu {
 
     fn shares(&self, arena: &Arena) -> Result<Shares, BackendError> {
         let (spec, max_tokens) = (&arena.spec, arena.max_tokens);
-        let qkv = || Ok(RwLock::new(Rows::new(self.format, spec, Slot::Qkv, max_tokens)?));
         // Any number of members from two on may share a text, so each must hold half of one.
         let own = max_tokens.div_ceil(2);
-        let arenas = (0..self.team.members()).map(|_| {
+        let state = |narrow, columns| Ok(RwLock::new(State::new(narrow, own, columns)?));
+        let keys_values = || state(self.format != Format::F32, 2 * spec.context_width());
+        let members = 0..self.team.members();
+        let arenas = members.clone().map(|_| {
             Ok(Mutex::new(Arena::new(&self.kernels, self.format, spec, own, max_tokens)?))
         });
-        Ok(Shares { arenas: arenas.collect::<Result<_, BackendError>>()?, qkv: [qkv()?, qkv()?] })
+        let outboxes = members.map(|_| {
+            let keys_values = [keys_values()?, keys_values()?];
+            Ok(Outbox { keys_values, hidden: state(false, spec.hidden)? })
+        });
+        let arenas = arenas.collect::<Result<_, BackendError>>()?;
+        Ok(Shares { arenas, outboxes: outboxes.collect::<Result<_, BackendError>>()? })
     }
 
     /// One member's tokens through all layers. A member that fails still comes to every meeting.
@@ -212,43 +238,48 @@ impl Cpu {
         part: &Part<'_>,
         barrier: &Barrier,
     ) -> Result<(), BackendError> {
-        let model = part.model;
-        own.tokens = part.tokens.len();
-        self.embed_tokens(own, &model.embedding, part.batch, part.tokens.clone());
+        let (model, tokens) = (part.model, part.tokens());
+        own.tokens = tokens.len();
+        self.embed_tokens(own, &model.embedding, part.batch, tokens.clone());
         let mut result = self.norm(own, in_place(&model.embedding_norm));
         for (index, layer) in model.layers.iter().enumerate() {
-            let qkv = &part.qkv[index % 2];
-            result = result.and_then(|()| self.publish(own, part, layer, qkv));
+            let turn = index % 2;
+            result = result.and_then(|()| self.hand_over(own, part, layer, turn));
             barrier.wait();
-            result = result.and_then(|()| self.answer(own, part, layer, qkv));
+            result = result.and_then(|()| self.answer(own, part, layer, turn));
         }
         result?;
-        match &model.final_norm {
-            Some(norm) => self.norm(own, in_place(norm)),
-            None => Ok(()),
+        if let Some(norm) = &model.final_norm {
+            self.norm(own, in_place(norm))?;
         }
+        if part.member != LEADER {
+            let mut outbox = part.outbox().hidden.write().unwrap_or_else(|e| e.into_inner());
+            let columns = 0..own.spec.hidden;
+            own.slot(Slot::Hidden).state.hand_over(0..tokens.len(), columns, &mut outbox);
+        }
+        Ok(())
     }
 
-    /// The member's queries, keys and values, for all to see.
-    fn publish(
+    /// The member's queries, keys and values: in its arena, where all of the text's have their
+    /// places, and keys and values for the others.
+    fn hand_over(
         &self,
         own: &mut Arena,
         part: &Part<'_>,
         layer: &LayerWeights<Self>,
-        qkv: &RwLock<Rows>,
+        turn: usize,
     ) -> Result<(), BackendError> {
+        let tokens = part.tokens();
         let input = self.pre_norm(own, part.model, layer.attention_norm.as_ref())?;
         let (weight, output, epilogue) = (&layer.qkv, Slot::Qkv, Epilogue::Store);
-        self.linear(own, LinearOp { weight, input, output, epilogue })?;
+        self.linear_at(own, LinearOp { weight, input, output, epilogue }, tokens.start);
         if let Some(rotary) = &layer.rotary {
-            self.rotate(own, rotary, part.tokens.start, 0..part.tokens.len());
+            self.rotate(own, rotary, tokens.start, tokens.clone());
         }
-        let mut all = qkv.write().unwrap_or_else(|e| e.into_inner());
-        match (&own.slot(Slot::Qkv).state, &mut all.state) {
-            (State::F32(from), State::F32(to)) => to.copy_rows(part.tokens.clone(), from),
-            (State::Bf16(from), State::Bf16(to)) => to.copy_rows(part.tokens.clone(), from),
-            _ => unreachable!("a slot has one format"),
-        }
+        let outbox = &part.outbox().keys_values[turn];
+        let mut outbox = outbox.write().unwrap_or_else(|e| e.into_inner());
+        let columns = keys_values(own);
+        own.slot(Slot::Qkv).state.hand_over(tokens, columns, &mut outbox);
         Ok(())
     }
 
@@ -258,16 +289,22 @@ impl Cpu {
         own: &mut Arena,
         part: &Part<'_>,
         layer: &LayerWeights<Self>,
-        qkv: &RwLock<Rows>,
+        turn: usize,
     ) -> Result<(), BackendError> {
+        let columns = keys_values(own);
+        let qkv = &mut own.slot(Slot::Qkv).state;
+        for (member, (tokens, outbox)) in part.parts.iter().zip(part.outboxes).enumerate() {
+            if member != part.member {
+                let theirs = outbox.keys_values[turn].read().unwrap_or_else(|e| e.into_inner());
+                qkv.take_over(tokens.clone(), columns.clone(), &theirs);
+            }
+        }
         let op = AttentionOp { relative: part.model.relative_bias.as_ref(), window: layer.window };
         let shape = attention_shape(&own.spec);
-        let (keys, queries) = (0..part.batch.tokens(), part.tokens.clone());
+        let (keys, queries) = (0..part.batch.tokens(), part.tokens());
         let answers = 0..queries.len();
-        let all = qkv.read().unwrap_or_else(|e| e.into_inner());
-        let (_, context, scratch) = own.attention();
-        self.attend(&op, &all, context, scratch, Sequence { shape, keys, queries, answers });
-        drop(all);
+        let (qkv, context, scratch) = own.attention();
+        self.attend(&op, qkv, context, scratch, Sequence { shape, keys, queries, answers });
         let (weight, input, output) = (&layer.attention_out, Slot::Context, Slot::Hidden);
         self.linear(own, LinearOp { weight, input, output, epilogue: Epilogue::Accumulate })?;
         self.post_norm(own, part.model, layer.attention_norm.as_ref())?;
@@ -280,9 +317,28 @@ struct Part<'a> {
     model: &'a EncoderWeights<Cpu>,
     /// One text.
     batch: &'a PackedBatch,
+    member: usize,
+    /// Every member's tokens.
+    parts: &'a [Range<usize>],
+    /// Every member's.
+    outboxes: &'a [Outbox],
+}
+
+impl Part<'_> {
     /// The member's tokens.
-    tokens: Range<usize>,
-    qkv: &'a [RwLock<Rows>; 2],
+    fn tokens(&self) -> Range<usize> {
+        self.parts[self.member].clone()
+    }
+
+    /// The member's outbox.
+    fn outbox(&self) -> &Outbox {
+        &self.outboxes[self.member]
+    }
+}
+
+/// The columns of keys and values, behind those of queries.
+fn keys_values(arena: &Arena) -> Range<usize> {
+    arena.spec.context_width()..arena.spec.qkv_width()
 }
 
 fn in_place(norm: &super::Norm) -> NormOp<'_, Cpu> {

@@ -85,6 +85,12 @@ impl Heights {
         Self { rows, tiles: rows.div_ceil(most) }
     }
 
+    /// Tiles that are left.
+    #[inline(always)]
+    pub(crate) fn tiles(&self) -> usize {
+        self.tiles
+    }
+
     /// The next tile's height.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<usize> {
