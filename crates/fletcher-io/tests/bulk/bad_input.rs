@@ -272,6 +272,10 @@ fn objects_that_do_not_fit_the_columns_say_where() {
         ("{\"id\":2,\"text\":\"b\",\"o\":{\"new\":1}}", "new", "2,\"b\",null"),
         ("{\"id\":2,\"text\":\"b\",\"o\":[1]}", "o", "2,\"b\",null"),
         ("{\"id\":18446744073709551615,\"text\":\"b\"}", "id", "null,\"b\",null"),
+        // What Arrow's reader would round, or take out of its quotes.
+        ("{\"id\":1.75,\"text\":\"b\"}", "id", "null,\"b\",null"),
+        ("{\"id\":\"007\",\"text\":\"b\"}", "id", "null,\"b\",null"),
+        ("{\"id\":2,\"text\":\"b\",\"o\":{\"k\":0.5}}", "k", "2,\"b\",null"),
     ];
     for (row, field, kept) in cases {
         let input = folder.write("in.jsonl", format!("{head}\n{row}\n"));

@@ -11,6 +11,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::record_batch::RecordBatch;
+use arrow::util::display::array_value_to_string;
 use fletcher_io::{
     ChunkLimits, ReferenceRow, SinkTarget, SourceFormat, SourceInput, SourceSchema, open_source,
     read_reference,
@@ -286,6 +287,35 @@ fn jsonl_shows_its_columns_in_the_first_chunk() {
     assert_eq!(strings("mixed").as_ref(), &want);
     let want = StringArray::from(vec![None, None, None, Some("late")]);
     assert_eq!(strings("never").as_ref(), &want);
+}
+
+#[test]
+fn whole_numbers_of_jsonl_keep_every_digit_in_columns() {
+    let folder = Folder::new();
+    let cases = [
+        // Hashes: half of them are above the greatest `Int64`.
+        ("1234567890123456789", "12345678901234567891", "UInt64"),
+        ("-1", "12345678901234567891", "Utf8"),
+        ("9007199254740993", "1.5", "Utf8"),
+        ("9007199254740992", "1.5", "Float64"),
+        ("-9223372036854775808", "9223372036854775807", "Int64"),
+    ];
+    for (first, second, data_type) in cases {
+        let row = |n: &str| format!("{{\"n\":{n},\"text\":\"a\"}}\n");
+        let input = folder.write("in.jsonl", row(first) + &row(second));
+        let output = folder.path("out.arrow");
+        run(source_options(&input), sink_options(&output)).unwrap();
+        let batch = read_batch(&output);
+        assert_eq!(batch.schema().field(0).data_type().to_string(), data_type);
+        let value = |row| array_value_to_string(batch.column(0), row).unwrap();
+        let want = if data_type == "Float64" { format!("{first}.0") } else { first.to_owned() };
+        assert_eq!((value(0), value(1)), (want, second.to_owned()));
+    }
+    // A later number that its column would round does not fit.
+    let floats = "{\"n\":0.5,\"text\":\"a\"}\n".repeat(3);
+    let input = folder.write("in.jsonl", floats + "{\"n\":9007199254740993,\"text\":\"a\"}\n");
+    let error = run(source_options(&input), sink_options(&folder.path("o.arrow"))).unwrap_err();
+    assert!(error.to_string().contains("field 'n': 9007199254740993"), "{error}");
 }
 
 #[test]
