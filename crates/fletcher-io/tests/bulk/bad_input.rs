@@ -106,6 +106,7 @@ fn a_bad_file_is_an_error_whatever_the_policy() {
         (folder.write("half.arrow", half(&arrow)), "half.arrow is damaged, or not Arrow IPC"),
         (folder.write("half.arrows", half(&stream)), "half.arrows is damaged"),
         (folder.write("empty.arrows", ""), "empty.arrows is damaged"),
+        (folder.write("twice.arrows", stream.repeat(2)), "give one stream at a time"),
         (folder.write("old.feather", "FEA1..."), "Feather version 1"),
         (folder.write_batch("numbers.parquet", &numbers, 1), "holds Int64, not text"),
         (
