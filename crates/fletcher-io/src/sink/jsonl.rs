@@ -244,7 +244,9 @@ fn offset_type(data_type: &DataType) -> Option<DataType> {
             let offsets: Vec<_> = fields.iter().map(field).collect();
             offsets.iter().any(Option::is_some).then(|| {
                 let kept = offsets.into_iter().zip(fields);
-                DataType::Struct(kept.map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect())
+                DataType::Struct(
+                    kept.map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect(),
+                )
             })
         }
         _ => None,

@@ -226,7 +226,9 @@ impl StreamMessages {
             // Two streams that were put together by `cat` are no stream of all their rows.
             return match self.read_up_to(1)?.is_empty() {
                 true => Ok(None),
-                false => Err(damage("data stand behind the stream's end; give one stream at a time")),
+                false => {
+                    Err(damage("data stand behind the stream's end; give one stream at a time"))
+                }
             };
         }
         let metadata = self.read_exactly(metadata_bytes)?;
