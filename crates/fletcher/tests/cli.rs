@@ -519,14 +519,14 @@ fn a_hangup_that_is_ignored_stays_ignored() {
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
     let rows = "a text\n".repeat(10_000);
-    stdin.write_all(rows[..rows.len() / 2].as_bytes()).unwrap();
+    stdin.write_all(&rows.as_bytes()[..rows.len() / 2]).unwrap();
     // Its first line shows that the run is under way.
     let mut line = String::new();
     std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
     let feed = std::thread::spawn(move || std::io::read_to_string(stdout).unwrap());
     let kill = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
-    stdin.write_all(rows[rows.len() / 2..].as_bytes()).unwrap();
+    stdin.write_all(&rows.as_bytes()[rows.len() / 2..]).unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     check(&output, 0, &[]);
