@@ -2,11 +2,11 @@
 //!
 //! The columns are those of the first chunk's objects, in order of appearance, all nullable:
 //! `Boolean`, `Int64` (`UInt64` where a number needs it), `Float64`, `Utf8`, `List`, `Struct`.
-//! Whole and broken numbers together are `Float64` if it holds them all; different scalars, numbers
-//! without a type that holds them all, and keys that are always null, are `Utf8`, which takes any
-//! scalar as it is written. A later object with another key, or with a value that its column cannot
-//! hold as it is, does not fit: it is an error that names the line and the field or, when errors are
-//! skipped, a row that keeps only the fields that fit.
+//! Whole and broken numbers together are `Float64` if it holds them all; different scalars,
+//! numbers without a type that holds them all, and keys that are always null, are `Utf8`, which
+//! takes any scalar as it is written. A later object with another key, or with a value that its
+//! column cannot hold as it is, does not fit: it is an error that names the line and the field or,
+//! when errors are skipped, a row that keeps only the fields that fit.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
