@@ -35,6 +35,9 @@ pub(crate) const FOREIGN_WEIGHTS: &[&str] = &[
     "openvino/openvino_model.xml",
 ];
 
+/// How a file begins that Git LFS keeps elsewhere.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// Largest accepted tokenizer, vocabulary or shard index. The largest in the wild are about 40 MiB.
 const LARGE_FILE_LIMIT_BYTES: u64 = 256 << 20;
 /// Largest accepted file of any other kind; a configuration has a few KiB.
@@ -115,6 +118,15 @@ pub enum FolderError {
         index: PathBuf,
         /// The absent shard.
         shard: String,
+    },
+    /// A file of a clone without Git LFS, which says where the file is instead of being it.
+    #[error(
+        "{} is a pointer of Git LFS, not the file itself; `git lfs pull` in its folder fetches it",
+        path.display()
+    )]
+    LfsPointer {
+        /// The pointer.
+        path: PathBuf,
     },
     /// The operating system refused.
     #[error("cannot read {}: {source}", path.display())]
@@ -197,7 +209,7 @@ impl ModelFolder {
     /// # Errors
     /// [`FolderError::TooLarge`] above 256 MiB for a tokenizer, vocabulary or shard index and
     /// 16 MiB for anything else; [`FolderError::BadName`], [`FolderError::NotAFile`],
-    /// [`FolderError::Io`].
+    /// [`FolderError::LfsPointer`], [`FolderError::Io`].
     pub fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>, FolderError> {
         let path = self.path(name)?;
         let Some((file, size_bytes)) = open_regular(&path)? else { return Ok(None) };
@@ -214,6 +226,7 @@ impl ModelFolder {
             .map_err(|source| FolderError::Io { path: path.clone(), source })?;
         match content.len() as u64 {
             read_bytes if read_bytes > limit_bytes => Err(too_large(read_bytes)),
+            _ if content.starts_with(LFS_POINTER) => Err(FolderError::LfsPointer { path }),
             _ => Ok(Some(content)),
         }
     }
@@ -223,7 +236,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// [`FolderError::FileNotFound`], [`FolderError::BadName`], [`FolderError::NotAFile`],
-    /// [`FolderError::Io`].
+    /// [`FolderError::LfsPointer`], [`FolderError::Io`].
     pub fn map(&self, name: &str) -> Result<Bytes, FolderError> {
         let path = self.path(name)?;
         let (file, size_bytes) =
@@ -238,7 +251,13 @@ impl ModelFolder {
         // by SIGBUS; no tool that saves checkpoints into a folder in use can be guarded against,
         // and reading gigabytes into private memory instead would cost every other user.
         let mapping = unsafe { Mmap::map(&file) };
-        let mapping = mapping.map_err(|source| FolderError::Io { path, source })?;
+        let mapping = match mapping {
+            Ok(mapping) if mapping.starts_with(LFS_POINTER) => {
+                return Err(FolderError::LfsPointer { path });
+            }
+            Ok(mapping) => mapping,
+            Err(source) => return Err(FolderError::Io { path, source }),
+        };
         let mapping = Arc::new(mapping);
         self.mappings().push(mapping.clone());
         Ok(Bytes::from_owner(Mapped(mapping)))

@@ -32,7 +32,7 @@ pub(crate) struct ColumnOptions {
     truncate: Option<Flag>,
     normalize: Option<Flag>,
     dimensions: Option<Number>,
-    on_error: OnError,
+    on_error: Option<OnError>,
 }
 
 /// A boolean, as JSON writes it or as a query string does.
@@ -114,6 +114,10 @@ impl ColumnOptions {
                 names.join(", ")
             ))
         })?;
+        if schema.fields().iter().filter(|field| *field.name() == text_name).count() > 1 {
+            let message = format!("there are two columns `{text_name}`; rename one");
+            return Err(RequestError::invalid(message));
+        }
         let dimensions = match &self.dimensions {
             None => None,
             Some(Number::Value(value)) => Some(*value),
@@ -132,10 +136,11 @@ impl ColumnOptions {
             ..RequestOptions::default()
         };
         let dim = service.dim_for(&options)?;
+        let on_error = self.on_error.unwrap_or_default();
         let vectors: FieldRef =
             vector_field(self.vector_column.as_deref().unwrap_or("vector"), dim).into();
-        let errors: Option<FieldRef> = (self.on_error == OnError::Null)
-            .then(|| Field::new("error", DataType::Utf8, true).into());
+        let errors: Option<FieldRef> =
+            (on_error == OnError::Null).then(|| Field::new("error", DataType::Utf8, true).into());
         let mut fields: Vec<FieldRef> = schema.fields().to_vec();
         for field in [Some(&vectors), errors.as_ref()].into_iter().flatten() {
             if schema.column_with_name(field.name()).is_some() {
@@ -147,7 +152,6 @@ impl ColumnOptions {
         let mut metadata = schema.metadata().clone();
         metadata.extend(service.schema_metadata(dim, service.is_normalized(&options)));
         let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-        let on_error = self.on_error;
         Ok(Plan { schema, options, text, text_name, vectors, errors, on_error })
     }
 }

@@ -100,6 +100,9 @@ pub(crate) fn read_stream(mut bytes: Bytes) -> Result<(SchemaRef, Vec<RecordBatc
         let body = u64::try_from(body).map_err(|_| damage("a message has a negative length"))?;
         batches.extend(decoder.message(&metadata, take(&mut bytes, body)?)?);
     }
+    if !bytes.is_empty() {
+        return Err(damage("data stand behind the stream's end; send one stream a request"));
+    }
     let schema = decoder.schema.ok_or_else(|| damage("it is empty"))?;
     Ok((schema, batches))
 }

@@ -66,6 +66,57 @@ fn openai() {
 }
 
 #[test]
+fn null_is_the_same_as_nothing_said() {
+    let server = Setup::default().start();
+    let text = TEXTS[0];
+    for (path, body, nulls) in [
+        ("/v1/embeddings", json!({ "input": text }), "model encoding_format dimensions on_error"),
+        ("/embed", json!({ "inputs": text }), "truncate truncation_direction normalize dimensions"),
+        ("/embed_all", json!({ "inputs": text }), "truncate truncation_direction prompt_name"),
+        ("/tokenize", json!({ "inputs": text }), "add_special_tokens prompt_name"),
+        ("/decode", json!({ "ids": [2, 56, 3] }), "skip_special_tokens"),
+        (
+            "/similarity",
+            json!({ "inputs": { "source_sentence": text, "sentences": [text] } }),
+            "parameters",
+        ),
+        (
+            "/v2/embed",
+            json!({ "texts": [text] }),
+            "model input_type embedding_types output_dimension truncate max_tokens images",
+        ),
+        ("/api/embed", json!({ "input": text }), "model truncate dimensions options keep_alive"),
+    ] {
+        let vector = |answer: Value| match path {
+            "/api/embed" | "/v2/embed" => answer["embeddings"].clone(),
+            _ => answer,
+        };
+        let said = vector(server.post(path, &body).ok().json());
+        for key in nulls.split(' ') {
+            let mut body = body.clone();
+            body[key] = Value::Null;
+            assert_eq!(vector(server.post(path, &body).ok().json()), said, "{path} {key}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_named() {
+    let server = Setup::default().start();
+    let answer = server.post("/v1/chat/completions", &json!({}));
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("unknown_url")));
+
+    let body = json!({ "input": "a" }).to_string();
+    let request = |encoding| {
+        server.post_with("/v1/embeddings", &[("content-encoding", encoding)], body.as_bytes())
+    };
+    request("identity").ok();
+    let answer = request("gzip");
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("`gzip`; send it uncompressed"), "{}", answer.text());
+}
+
+#[test]
 fn a_bad_text_is_its_own_error_where_the_client_can_take_it() {
     let server = Setup::default().start();
     let input = json!([TEXTS[0], [999_999], TEXTS[1]]);
@@ -249,8 +300,8 @@ fn ollama() {
 
 #[test]
 fn cbor_and_arrow() {
-    use arrow::array::{Array as _, AsArray, Int32Array, RecordBatch, StringArray};
-    use arrow::datatypes::Float32Type;
+    use arrow::array::{Array as _, ArrayRef, AsArray, Int32Array, RecordBatch, StringArray};
+    use arrow::datatypes::{Float32Type, Schema};
     use arrow::ipc::{reader::StreamReader, writer::StreamWriter};
     use std::sync::Arc;
 
@@ -295,6 +346,9 @@ fn cbor_and_arrow() {
 
     let refused = server.post_with("/encode/arrow", &[], &body);
     assert_eq!(refused.status, 400, "{}", refused.text());
+    // Two streams, one behind the other, would lose the second one's rows.
+    let refused = server.post_with("/encode/arrow?on_error=null", &[], &body.repeat(2));
+    assert!(refused.text().contains("one stream a request"), "{}", refused.text());
     for (query, says) in [
         ("column=nope", "there are: n, text"),
         ("column=n", "must hold strings"),
@@ -306,6 +360,14 @@ fn cbor_and_arrow() {
         assert_eq!(refused.status, 400, "{query}");
         assert!(refused.text().contains(says), "{query}: {}", refused.text());
     }
+    let two: [ArrayRef; 2] = [batch.column(1).clone(), batch.column(1).clone()];
+    let field = Arc::new(batch.schema().field(1).clone());
+    let schema = Arc::new(Schema::new(vec![field.clone(), field]));
+    let two = RecordBatch::try_new(schema.clone(), two.to_vec()).unwrap();
+    let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
+    writer.write(&two).unwrap();
+    let refused = server.post_with("/encode/arrow", &[], &writer.into_inner().unwrap());
+    assert!(refused.text().contains("two columns `text`"), "{}", refused.text());
     // Every damaged or cut body is the client's fault.
     for cut in (0..body.len()).step_by(7) {
         let refused = server.post_with("/encode/arrow", &[], &body[..cut]);

@@ -57,7 +57,7 @@ pub(crate) struct ModelArgs {
     pub(crate) device_memory: Option<usize>,
 
     /// Worker threads [default: what the cgroup quota and the CPU set allow]
-    #[arg(long, value_name = "N", env = "FLETCHER_THREADS", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", env = "FLETCHER_THREADS", value_parser = threads())]
     pub(crate) threads: Option<usize>,
 
     /// Tokens that one worker takes through the encoder at a time [default: fitted to the cache]
@@ -148,11 +148,11 @@ pub(crate) struct VerifyArgs {
     pub(crate) reference: PathBuf,
 
     /// Greatest absolute difference that passes
-    #[arg(long, value_name = "X", default_value_t = 1e-5)]
+    #[arg(long, value_name = "X", default_value_t = 1e-5, value_parser = number)]
     pub(crate) tolerance: f64,
 
     /// Least cosine that passes
-    #[arg(long, value_name = "X", default_value_t = 0.999_999)]
+    #[arg(long, value_name = "X", default_value_t = 0.999_999, value_parser = number)]
     pub(crate) min_cosine: f64,
 
     #[command(flatten)]
@@ -216,6 +216,7 @@ pub(crate) struct ServeArgs {
 
     /// Origins whose web pages may ask; `*` for any
     #[arg(long, value_name = "ORIGIN", env = "FLETCHER_CORS_ORIGIN", value_delimiter = ',')]
+    #[arg(value_parser = origin)]
     pub(crate) cors_origin: Vec<String>,
 
     /// Tokens that may wait; beyond them requests are refused with 429
@@ -248,12 +249,12 @@ pub(crate) struct ServeArgs {
     pub(crate) max_connections: usize,
 
     /// How long a request may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds(1))]
     #[arg(env = "FLETCHER_DEADLINE")]
     pub(crate) deadline: u64,
 
     /// How long open requests may go on after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(0))]
     #[arg(env = "FLETCHER_DRAIN")]
     pub(crate) drain: u64,
 
@@ -298,7 +299,7 @@ pub(crate) struct ServeArgs {
     pub(crate) forward_token: Option<String>,
 
     /// How long the store may take to acknowledge a batch
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds(1))]
     #[arg(env = "FLETCHER_FORWARD_TIMEOUT")]
     pub(crate) forward_timeout: u64,
 
@@ -322,6 +323,7 @@ pub(crate) struct ServeArgs {
 
     /// Share of the requests to trace, of those whose caller says nothing
     #[arg(long, value_name = "0..1", default_value_t = 1.0, env = "FLETCHER_OTLP_RATIO")]
+    #[arg(value_parser = share)]
     pub(crate) otlp_ratio: f64,
 
     /// What to do when the device fails, besides answering the requests it failed with an error
@@ -482,17 +484,49 @@ fn at_least_one(value: &str) -> Result<usize, String> {
     }
 }
 
-/// A whole number of seconds, minutes or hours.
 /// Sixteen terabytes are more than any machine has, and few enough to be counted in bytes.
 fn megabytes(least: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..=1 << 24)
 }
 
 /// Up to a year, which can be added to any time of the clock.
-fn seconds() -> RangedU64ValueParser<u64> {
-    RangedU64ValueParser::new().range(..=365 * 24 * 3600)
+fn seconds(least: u64) -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(least..=365 * 24 * 3600)
 }
 
+/// A mistyped number of threads must not take the machine down; no machine has that many cores.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=4096)
+}
+
+/// A number to compare with: nothing is greater than NaN.
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if !number.is_nan() => Ok(number),
+        _ => Err("must be a number".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0 to 1".to_owned()),
+    }
+}
+
+/// What browsers send as `Origin`: a scheme and a host, perhaps a port, and no path. Anything else
+/// would never be found equal to it.
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.split_once("://").map(|(_, host)| host);
+    let plain =
+        |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    match text == "*" || text == "null" || host.is_some_and(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("must be `*` or an origin such as https://example.org:8443".to_owned()),
+    }
+}
+
+/// A whole number of seconds, minutes or hours.
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || "must be a number with `s`, `m` or `h` behind it, such as 90s".to_owned();
     let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));

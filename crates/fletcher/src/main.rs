@@ -13,12 +13,14 @@ mod model;
 mod options_file;
 mod output;
 mod progress;
+mod signals;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     config::quiet_vulkan_drivers();
     silence_expected_panics();
+    signals::outlive_full_files();
     let cli = match options_file::parse() {
         Ok(cli) => cli,
         Err(failure) => return failure.report(),

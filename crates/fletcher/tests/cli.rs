@@ -163,7 +163,7 @@ fn bad_usage_and_missing_files() {
     let folder = folder();
     let truncated = folder.path().join("cut.parquet").display().to_string();
     std::fs::write(&truncated, b"PAR1 and nothing else").unwrap();
-    let cases: [(&[&str], &[&str]); 16] = [
+    let cases: [(&[&str], &[&str]); 19] = [
         // Before a model is looked for.
         (&["embed", "-m", "./none", "-o", "absent/out.npy", "x"], &["no folder absent"]),
         (&["embed", "-m", "./none", "-o", "out.xyz", "x"], &["unknown format \"xyz\""]),
@@ -175,10 +175,13 @@ fn bad_usage_and_missing_files() {
         (&["embed", "-m", "nonsense", "x"], &["names no model", "org/name"]),
         (&["embed", "-i", "no-such-file.jsonl"], &["no-such-file.jsonl", "No such file"]),
         (&["embed", "-i", &truncated], &["cut.parquet", "damaged"]),
-        (&["embed", "-i", "x.weird"], &["x.weird"]),
+        (&["embed", "-i", "x.weird"], &["x.weird", "No such file"]),
+        (&["embed", "-i", "/dev/null"], &["unknown format"]),
         (&["embed", "--prompt", "query", "x"], &["no prompt named `query`"]),
         (&["embed", "--dimensions", "129", "x"], &["dimensions", "128"]),
         (&["embed", "--threads", "0", "x"], &["--threads"]),
+        (&["embed", "--threads", "100000", "x"], &["--threads", "4096"]),
+        (&["verify", "--reference", "x", "--tolerance", "nan"], &["--tolerance", "a number"]),
         (&["embed", "--device", "gpu", "x"], &["`gpu` is not a device", "cuda", "cpu"]),
         (&["embed", "--device", "cuda:63", "x"], &["cuda:63 cannot be used", "fletcher info"]),
     ];
@@ -499,6 +502,53 @@ fn an_interrupted_run_leaves_nothing() {
     drop(stdin);
     check(&output, 130, &["nothing was left"]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// `nohup` and the shells' like: a run goes on when its terminal closes.
+#[test]
+#[cfg(unix)]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let program = env!("CARGO_BIN_EXE_fletcher");
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" embed -i -", program])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let rows = "a text\n".repeat(10_000);
+    stdin.write_all(&rows.as_bytes()[..rows.len() / 2]).unwrap();
+    // Its first line shows that the run is under way.
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+    let feed = std::thread::spawn(move || std::io::read_to_string(stdout).unwrap());
+    let kill = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    stdin.write_all(&rows.as_bytes()[rows.len() / 2..]).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    check(&output, 0, &[]);
+    assert_eq!(feed.join().unwrap().lines().count(), 9_999);
+}
+
+/// `ulimit -f`: the write fails as on a full disk, and the unfinished output is removed.
+#[test]
+#[cfg(unix)]
+fn a_file_that_may_grow_no_more_is_an_error() {
+    let folder = folder();
+    let input = folder.path().join("in.txt");
+    std::fs::write(&input, "a text\n".repeat(2_000)).unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 100; exec \"$0\" embed -i \"$1\" -o out.jsonl"])
+        .arg(env!("CARGO_BIN_EXE_fletcher"))
+        .arg(&input)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    check(&output, 1, &["cannot write out.jsonl", "too large"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]

@@ -46,6 +46,10 @@ fn mistakes_end_it_with_2() {
         (&["--api-key", "sha256:12"], "64 hexadecimal digits"),
         (&["--forward", "grpc://127.0.0.1:1"], "--dataset"),
         (&["--forward", "nowhere", "--dataset", "d"], "grpc://HOST:PORT"),
+        (&["--deadline", "0"], "--deadline"),
+        (&["--otlp-ratio", "2"], "from 0 to 1"),
+        (&["--cors-origin", "example.org"], "https://example.org:8443"),
+        (&["--cors-origin", "https://example.org/"], "https://example.org:8443"),
         (&["-m", "/nowhere"], "/nowhere"),
     ] {
         let args: Vec<&str> = ["--http", "127.0.0.1:0"]

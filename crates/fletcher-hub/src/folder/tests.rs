@@ -65,6 +65,15 @@ fn names_stay_inside_and_are_regular_files() {
 }
 
 #[test]
+fn pointers_of_git_lfs_are_named() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    let (_dir, folder) = folder(&[(SINGLE_WEIGHTS, pointer), ("tokenizer.json", pointer)]);
+    let is_pointer = |error| matches!(error, FolderError::LfsPointer { .. });
+    assert!(folder.map(SINGLE_WEIGHTS).is_err_and(is_pointer));
+    assert!(folder.read_small("tokenizer.json").is_err_and(is_pointer));
+}
+
+#[test]
 fn mapped_bytes_outlive_the_folder() {
     let (dir, folder) = folder(&[(SINGLE_WEIGHTS, b"weights"), ("empty", b"")]);
     let bytes = folder.map(SINGLE_WEIGHTS).expect("a mapping");

@@ -1,10 +1,14 @@
 //! JSONL: the input's object as it was written, with the vector put before its closing brace.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::thread::ScopedJoinHandle;
 
+use arrow::array::timezone::Tz;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef, Schema};
 use arrow::error::ArrowError;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
@@ -184,12 +188,68 @@ impl Jsonl {
     fn batch_lines(&self, batch: &RecordBatch) -> Result<Vec<u8>, SinkError> {
         let mut writer =
             WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
-        let write = || writer.write(batch).and_then(|()| writer.finish());
+        let write = || {
+            writer.write(at_offsets(batch)?.as_ref())?;
+            writer.finish()
+        };
         guarded(write, ArrowError::JsonError).map_err(|e| SinkError::Unsupported {
             file: self.context.file.clone(),
             message: format!("a column cannot be written as JSON ({e}); write parquet or arrow"),
         })?;
         Ok(writer.into_inner())
+    }
+}
+
+/// The same instants with an offset wherever a zone is named: as JSON, a time is written with its
+/// offset, and `arrow` knows no names without a table of all zones. They are written in UTC.
+fn at_offsets(batch: &RecordBatch) -> Result<Cow<'_, RecordBatch>, ArrowError> {
+    let schema = batch.schema_ref();
+    let types: Vec<_> = schema.fields().iter().map(|f| offset_type(f.data_type())).collect();
+    if types.iter().all(Option::is_none) {
+        return Ok(Cow::Borrowed(batch));
+    }
+    let columns = types.iter().zip(batch.columns()).map(|(data_type, column)| match data_type {
+        Some(data_type) => cast(column, data_type),
+        None => Ok(column.clone()),
+    });
+    let fields = types.iter().zip(schema.fields()).map(|(data_type, field)| match data_type {
+        Some(data_type) => field.as_ref().clone().with_data_type(data_type.clone()).into(),
+        None => field.clone(),
+    });
+    let schema = Schema::new(fields.collect::<Vec<FieldRef>>());
+    RecordBatch::try_new(schema.into(), columns.collect::<Result<_, _>>()?).map(Cow::Owned)
+}
+
+/// The type with offsets for names of zones; `None` if it has no such name.
+fn offset_type(data_type: &DataType) -> Option<DataType> {
+    let field = |field: &FieldRef| -> Option<FieldRef> {
+        let data_type = offset_type(field.data_type())?;
+        Some(field.as_ref().clone().with_data_type(data_type).into())
+    };
+    match data_type {
+        DataType::Timestamp(unit, Some(zone)) => {
+            let known = zone.parse::<Tz>().is_ok();
+            (!known).then(|| DataType::Timestamp(*unit, Some("+00:00".into())))
+        }
+        DataType::List(item) => field(item).map(DataType::List),
+        DataType::LargeList(item) => field(item).map(DataType::LargeList),
+        DataType::FixedSizeList(item, size) => {
+            field(item).map(|item| DataType::FixedSizeList(item, *size))
+        }
+        DataType::Map(entries, sorted) => field(entries).map(|e| DataType::Map(e, *sorted)),
+        DataType::Dictionary(key, value) => {
+            offset_type(value).map(|value| DataType::Dictionary(key.clone(), value.into()))
+        }
+        DataType::Struct(fields) => {
+            let offsets: Vec<_> = fields.iter().map(field).collect();
+            offsets.iter().any(Option::is_some).then(|| {
+                let kept = offsets.into_iter().zip(fields);
+                DataType::Struct(
+                    kept.map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect(),
+                )
+            })
+        }
+        _ => None,
     }
 }
 

@@ -11,11 +11,13 @@ use crate::threads;
 
 mod arrow;
 mod columns;
+mod exact;
 mod jsonl;
 mod npy;
 mod objects;
 mod output;
 mod parquet;
+mod shapes;
 
 /// Takes rows with their vectors, in order, and writes them.
 ///

@@ -2,26 +2,29 @@
 //!
 //! The columns are those of the first chunk's objects, in order of appearance, all nullable:
 //! `Boolean`, `Int64` (`UInt64` where a number needs it), `Float64`, `Utf8`, `List`, `Struct`.
-//! Whole and broken numbers together are `Float64`; different scalars, and keys that are always
-//! null, are `Utf8`, which takes any scalar as it is written. A later object with another key, or
-//! with a value that its column cannot hold, does not fit: it is an error that names the line and
-//! the field or, when errors are skipped, a row that keeps only the fields that fit.
+//! Whole and broken numbers together are `Float64` if it holds them all; different scalars,
+//! numbers without a type that holds them all, and keys that are always null, are `Utf8`, which
+//! takes any scalar as it is written. A later object with another key, or with a value that its
+//! column cannot hold as it is, does not fit: it is an error that names the line and the field or,
+//! when errors are skipped, a row that keeps only the fields that fit.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder;
 use arrow::record_batch::RecordBatch;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Number, Value};
 
 use crate::chunk::OnError;
 use crate::error::SinkError;
+use crate::sink::exact;
+use crate::sink::shapes::{Shape, nullable};
 use crate::texts::Objects;
 
 pub(super) struct ObjectColumns {
@@ -116,8 +119,13 @@ fn message(error: &ArrowError) -> String {
     }
 }
 
-/// Objects to record batch; nothing of an object is passed over in silence.
+/// Objects to record batch; nothing of an object is passed over or changed in silence.
 fn decode(schema: &SchemaRef, objects: &[Cow<'_, str>]) -> Result<RecordBatch, ArrowError> {
+    if schema.fields().iter().any(|field| exact::has_numbers(field.data_type())) {
+        for object in objects {
+            exact::check(schema, object).map_err(ArrowError::JsonError)?;
+        }
+    }
     let mut decoder = ReaderBuilder::new(schema.clone())
         .with_batch_size(objects.len().max(1))
         .with_coerce_primitive(true)
@@ -176,98 +184,21 @@ impl<'de> serde::Deserialize<'de> for Entries {
 
 /// The columns of some objects. The text column is `Utf8` whatever stands in it.
 fn infer(rows: &Objects, text_column: &str) -> Schema {
-    let mut all = DataType::Struct(Fields::empty());
-    for object in rows.iter() {
-        if let Some(Ok(value)) = object.map(serde_json::from_str::<Value>) {
-            all = unify(all, type_of(&value));
-        }
-    }
-    let DataType::Struct(fields) = all else { return Schema::empty() };
+    let shapes = rows.iter().filter_map(|object| {
+        let value = serde_json::from_str::<Value>(object?).ok()?;
+        Some(Shape::of(&value))
+    });
+    let all = shapes.fold(Shape::Object(Vec::new()), Shape::and);
+    let DataType::Struct(fields) = all.data_type() else { return Schema::empty() };
     let mut fields: Vec<FieldRef> = fields
         .iter()
-        .map(|field| {
-            let data_type = match field.name() == text_column {
-                true => DataType::Utf8,
-                false => settle(field.data_type()),
-            };
-            nullable(field.name(), data_type)
+        .map(|field| match field.name() == text_column {
+            true => nullable(text_column, DataType::Utf8),
+            false => field.clone(),
         })
         .collect();
     if fields.iter().all(|field| field.name() != text_column) {
         fields.push(nullable(text_column, DataType::Utf8));
     }
     Schema::new(fields)
-}
-
-fn nullable(name: &str, data_type: DataType) -> FieldRef {
-    Arc::new(Field::new(name, data_type, true))
-}
-
-/// The type of one value; `Null` where it shows none.
-fn type_of(value: &Value) -> DataType {
-    match value {
-        Value::Null => DataType::Null,
-        Value::Bool(_) => DataType::Boolean,
-        Value::Number(number) => type_of_number(number),
-        Value::String(_) => DataType::Utf8,
-        Value::Array(items) => {
-            DataType::new_list(items.iter().map(type_of).fold(DataType::Null, unify), true)
-        }
-        Value::Object(entries) => DataType::Struct(
-            entries.iter().map(|(name, value)| nullable(name, type_of(value))).collect(),
-        ),
-    }
-}
-
-fn type_of_number(number: &Number) -> DataType {
-    if number.is_i64() {
-        DataType::Int64
-    } else if number.is_u64() {
-        DataType::UInt64
-    } else {
-        DataType::Float64
-    }
-}
-
-/// A type for the values of two. Where there is none (an object and a scalar) the first stays, and
-/// the other's rows do not fit.
-fn unify(a: DataType, b: DataType) -> DataType {
-    use DataType::{Float64, Int64, List, Null, Struct, UInt64, Utf8};
-    match (a, b) {
-        (a, b) if a == b => a,
-        (a, Null) => a,
-        (Null, b) => b,
-        (Int64 | UInt64 | Float64, Int64 | UInt64 | Float64) => Float64,
-        (List(a), List(b)) => {
-            DataType::new_list(unify(a.data_type().clone(), b.data_type().clone()), true)
-        }
-        (Struct(a), Struct(b)) => {
-            let mut fields = a.to_vec();
-            for field in &b {
-                match fields.iter_mut().find(|known| known.name() == field.name()) {
-                    Some(known) => {
-                        let both = unify(known.data_type().clone(), field.data_type().clone());
-                        *known = nullable(field.name(), both);
-                    }
-                    None => fields.push(field.clone()),
-                }
-            }
-            Struct(fields.into())
-        }
-        (a @ (List(_) | Struct(_)), _) => a,
-        (a, List(_) | Struct(_)) => a,
-        _ => Utf8,
-    }
-}
-
-/// Replaces what stayed without a type by `Utf8`.
-fn settle(data_type: &DataType) -> DataType {
-    match data_type {
-        DataType::Null => DataType::Utf8,
-        DataType::List(item) => DataType::new_list(settle(item.data_type()), true),
-        DataType::Struct(fields) => DataType::Struct(
-            fields.iter().map(|f| nullable(f.name(), settle(f.data_type()))).collect(),
-        ),
-        other => other.clone(),
-    }
 }

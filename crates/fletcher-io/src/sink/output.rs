@@ -107,8 +107,11 @@ impl Write for Output {
 impl Destination {
     /// A temporary file beside `path`, or `path` itself where it cannot be replaced.
     fn at(path: &Path) -> io::Result<Self> {
-        // A link stays a link: the file it leads to is replaced.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        // A link stays a link: the file it leads to is replaced, or made if there is none yet.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| match fs::read_link(path) {
+            Ok(target) => folder_of(path).join(target),
+            Err(_) => path.to_owned(),
+        });
         let earlier = fs::metadata(&path);
         match &earlier {
             Ok(meta) if meta.is_dir() => {

@@ -39,9 +39,12 @@ pub(super) fn open(
     threads: usize,
 ) -> Result<Box<Writer>, SinkError> {
     let name = output.name().to_owned();
-    let opened =
+    let open = || {
         ArrowWriter::try_new(output, schema.clone(), Some(properties(schema, vector_column)))
-            .and_then(ArrowWriter::into_serialized_writer);
+            .and_then(ArrowWriter::into_serialized_writer)
+    };
+    // It panics on unions.
+    let opened = guarded(open, ParquetError::General);
     let (writer, columns) = opened.map_err(|e| write_error(&name, e))?;
     Ok(Box::new(Writer {
         name,

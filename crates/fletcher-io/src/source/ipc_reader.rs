@@ -223,7 +223,13 @@ impl StreamMessages {
         let metadata_bytes = u32::from_le_bytes(prefix).into();
         if metadata_bytes == 0 {
             self.finished = true;
-            return Ok(None);
+            // Two streams that were put together by `cat` are no stream of all their rows.
+            return match self.read_up_to(1)?.is_empty() {
+                true => Ok(None),
+                false => {
+                    Err(damage("data stand behind the stream's end; give one stream at a time"))
+                }
+            };
         }
         let metadata = self.read_exactly(metadata_bytes)?;
         let body_bytes = u64::try_from(parse(&metadata)?.bodyLength())

@@ -157,8 +157,14 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
     let context = SourceContext { file: input.name(), text_column, on_error, limits, threads };
     let format = match (&input, format) {
         (_, Some(format)) => format,
-        (SourceInput::Path(path), None) => SourceFormat::from_path(path)
-            .map_err(|problem| SourceError::Format { file: context.file.clone(), problem })?,
+        (SourceInput::Path(path), None) => match SourceFormat::from_path(path) {
+            Ok(format) => format,
+            Err(problem) => {
+                // Of a file that is not there the format is no matter.
+                std::fs::metadata(path).map_err(|e| context.io(e))?;
+                return Err(SourceError::Format { file: context.file, problem });
+            }
+        },
         (SourceInput::Stdin | SourceInput::Texts(_), None) => SourceFormat::Lines,
     };
     let bytes = match input {

@@ -106,6 +106,7 @@ fn a_bad_file_is_an_error_whatever_the_policy() {
         (folder.write("half.arrow", half(&arrow)), "half.arrow is damaged, or not Arrow IPC"),
         (folder.write("half.arrows", half(&stream)), "half.arrows is damaged"),
         (folder.write("empty.arrows", ""), "empty.arrows is damaged"),
+        (folder.write("twice.arrows", stream.repeat(2)), "give one stream at a time"),
         (folder.write("old.feather", "FEA1..."), "Feather version 1"),
         (folder.write_batch("numbers.parquet", &numbers, 1), "holds Int64, not text"),
         (
@@ -272,6 +273,10 @@ fn objects_that_do_not_fit_the_columns_say_where() {
         ("{\"id\":2,\"text\":\"b\",\"o\":{\"new\":1}}", "new", "2,\"b\",null"),
         ("{\"id\":2,\"text\":\"b\",\"o\":[1]}", "o", "2,\"b\",null"),
         ("{\"id\":18446744073709551615,\"text\":\"b\"}", "id", "null,\"b\",null"),
+        // What Arrow's reader would round, or take out of its quotes.
+        ("{\"id\":1.75,\"text\":\"b\"}", "id", "null,\"b\",null"),
+        ("{\"id\":\"007\",\"text\":\"b\"}", "id", "null,\"b\",null"),
+        ("{\"id\":2,\"text\":\"b\",\"o\":{\"k\":0.5}}", "k", "2,\"b\",null"),
     ];
     for (row, field, kept) in cases {
         let input = folder.write("in.jsonl", format!("{head}\n{row}\n"));

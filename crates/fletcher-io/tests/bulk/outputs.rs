@@ -124,6 +124,12 @@ fn links_and_permissions_are_kept() {
     let new = folder.path("new.npy");
     run(source_options(&input), sink_options(&new)).unwrap();
     assert_eq!(fs::metadata(&new).unwrap().mode(), fs::metadata(&input).unwrap().mode());
+    // A link to a file that is not there yet.
+    let (early, late) = (folder.path("early.npy"), folder.path("late.npy"));
+    symlink("late.npy", &early).unwrap();
+    run(source_options(&input), sink_options(&early)).unwrap();
+    assert!(fs::symlink_metadata(&early).unwrap().is_symlink());
+    assert_eq!(read_npy(&late).0, "1, 3");
 }
 
 /// Named pipes stand for all streams: standard output takes the same way.

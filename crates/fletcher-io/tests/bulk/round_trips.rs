@@ -7,10 +7,11 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayRef, BinaryArray, Decimal128Array, DictionaryArray, Int32Array, Int64Array,
     LargeStringArray, ListArray, StringArray, StringViewArray, StructArray,
-    TimestampMicrosecondArray,
+    TimestampMicrosecondArray, UnionArray,
 };
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::record_batch::RecordBatch;
+use arrow::util::display::array_value_to_string;
 use fletcher_io::{
     ChunkLimits, ReferenceRow, SinkTarget, SourceFormat, SourceInput, SourceSchema, open_source,
     read_reference,
@@ -286,6 +287,76 @@ fn jsonl_shows_its_columns_in_the_first_chunk() {
     assert_eq!(strings("mixed").as_ref(), &want);
     let want = StringArray::from(vec![None, None, None, Some("late")]);
     assert_eq!(strings("never").as_ref(), &want);
+}
+
+#[test]
+fn whole_numbers_of_jsonl_keep_every_digit_in_columns() {
+    let folder = Folder::new();
+    let cases = [
+        // Hashes: half of them are above the greatest `Int64`.
+        ("1234567890123456789", "12345678901234567891", "UInt64"),
+        ("-1", "12345678901234567891", "Utf8"),
+        ("9007199254740993", "1.5", "Utf8"),
+        ("9007199254740992", "1.5", "Float64"),
+        ("-9223372036854775808", "9223372036854775807", "Int64"),
+    ];
+    for (first, second, data_type) in cases {
+        let row = |n: &str| format!("{{\"n\":{n},\"text\":\"a\"}}\n");
+        let input = folder.write("in.jsonl", row(first) + &row(second));
+        let output = folder.path("out.arrow");
+        run(source_options(&input), sink_options(&output)).unwrap();
+        let batch = read_batch(&output);
+        assert_eq!(batch.schema().field(0).data_type().to_string(), data_type);
+        let value = |row| array_value_to_string(batch.column(0), row).unwrap();
+        let want = if data_type == "Float64" { format!("{first}.0") } else { first.to_owned() };
+        assert_eq!((value(0), value(1)), (want, second.to_owned()));
+    }
+    // A later number that its column would round does not fit.
+    let floats = "{\"n\":0.5,\"text\":\"a\"}\n".repeat(3);
+    let input = folder.write("in.jsonl", floats + "{\"n\":9007199254740993,\"text\":\"a\"}\n");
+    let error = run(source_options(&input), sink_options(&folder.path("o.arrow"))).unwrap_err();
+    assert!(error.to_string().contains("field 'n': 9007199254740993"), "{error}");
+}
+
+#[test]
+fn times_of_a_named_zone_are_written_as_json_in_utc() {
+    let folder = Folder::new();
+    let times = TimestampMicrosecondArray::from(vec![Some(1_500_000), None]);
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+    for (zone, want) in [
+        ("UTC", "1970-01-01T00:00:01.500Z"),
+        ("Europe/Berlin", "1970-01-01T00:00:01.500Z"),
+        ("+02:00", "1970-01-01T02:00:01.500+02:00"),
+    ] {
+        let times: ArrayRef = Arc::new(times.clone().with_timezone(zone));
+        let field = Arc::new(Field::new("at", times.data_type().clone(), true));
+        let deep: ArrayRef = Arc::new(StructArray::from(vec![(field, times.clone())]));
+        let columns = [("at", times), ("deep", deep), ("text", text.clone())];
+        let batch = RecordBatch::try_from_iter_with_nullable(
+            columns.map(|(name, column)| (name, column, true)),
+        );
+        let input = folder.write_batch("in.parquet", &batch.unwrap(), 2);
+        let output = folder.path("out.jsonl");
+        run(source_options(&input), sink_options(&output)).unwrap();
+        let rows = read_jsonl(&output);
+        assert_eq!((&rows[0]["at"], &rows[0]["deep"]["at"]), (&json!(want), &json!(want)));
+        assert_eq!((&rows[1]["at"], &rows[1]["deep"]["at"]), (&json!(null), &json!(null)));
+    }
+}
+
+#[test]
+fn a_type_that_parquet_has_not_is_an_error() {
+    let folder = Folder::new();
+    let fields = [(0, Arc::new(Field::new("n", DataType::Int64, true)))].into_iter().collect();
+    let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    let union = UnionArray::try_new(fields, vec![0].into(), None, vec![numbers]).unwrap();
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+    let batch = RecordBatch::try_from_iter([("u", Arc::new(union) as ArrayRef), ("text", text)]);
+    let input = folder.write_batch("in.arrow", &batch.unwrap(), 1);
+    let output = folder.path("out.parquet");
+    let error = run(source_options(&input), sink_options(&output)).unwrap_err();
+    assert!(error.to_string().contains("write arrow or jsonl"), "{error}");
+    assert!(!output.exists());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -51,6 +51,14 @@ impl Share {
 pub(super) async fn read(app: &App, request: Request) -> Result<Call, RequestError> {
     let limit = app.config.body_bytes;
     let (parts, mut body) = request.into_parts();
+    let encoding = parts.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"));
+    if let Some(encoding) =
+        encoding.filter(|e| !e.is_empty() && !e.eq_ignore_ascii_case("identity"))
+    {
+        return Err(RequestError::invalid(format!(
+            "the body's content-encoding is `{encoding}`; send it uncompressed"
+        )));
+    }
     let declared = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let declared: usize = declared.unwrap_or(0);
     if declared > limit {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::rows::{Rows, write_base64, write_floats};
-use super::{App, Call};
+use super::{App, Call, or_default};
 use crate::answer::Answer;
 use crate::error::RequestError;
 use crate::inputs::Inputs;
@@ -27,7 +27,7 @@ struct EmbedRequest {
     max_tokens: Option<u32>,
     output_dimension: Option<usize>,
     embedding_types: Option<Vec<EmbeddingType>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     truncate: Truncate,
 }
 

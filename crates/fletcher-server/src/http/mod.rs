@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, on};
 use bytes::Bytes;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
@@ -181,6 +182,22 @@ impl Dialect {
         response
     }
 
+    /// The answer where no route is.
+    fn unknown_path(self, message: &str) -> Response {
+        let mut response = match self {
+            Dialect::OpenAi => {
+                let error = serde_json::json!({ "error": {
+                    "message": message, "type": "invalid_request_error", "param": null,
+                    "code": "unknown_url",
+                }});
+                json(StatusCode::NOT_FOUND, &error)
+            }
+            _ => self.word(StatusCode::NOT_FOUND, ErrorKind::NotFound, message),
+        };
+        response.extensions_mut().insert(ErrorKind::NotFound);
+        response
+    }
+
     fn word(self, status: StatusCode, kind: ErrorKind, message: &str) -> Response {
         use serde_json::json;
         let value = match self {
@@ -211,6 +228,15 @@ impl Dialect {
         };
         json(status, &value)
     }
+}
+
+/// A field whose null is the same as leaving it out, as clients mean that write all they know.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de> + Default,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// A request with its body read.

@@ -238,7 +238,8 @@ fn request_id(request: &Request) -> String {
 pub(super) async fn not_found(request: Request) -> Response {
     let path = request.uri().path();
     let message = format!("there is no {path}; /docs lists what there is");
-    Dialect::of(path).refuse(&RequestError::NotFound { message })
+    // Not `refuse`, by which OpenAI's clients would read that a model is missing.
+    Dialect::of(path).unknown_path(&message)
 }
 
 pub(super) async fn not_allowed(request: Request) -> Response {

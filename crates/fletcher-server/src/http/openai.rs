@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::rows::{Rows, write_base64, write_floats};
-use super::{App, Call, Dialect, json as respond};
+use super::{App, Call, Dialect, json as respond, or_default};
 use crate::answer::Answer;
 use crate::error::RequestError;
 use crate::inputs::JsonInput;
@@ -21,10 +21,10 @@ use crate::service::RequestOptions;
 struct EmbeddingsRequest {
     input: JsonInput,
     model: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     encoding_format: EncodingFormat,
     dimensions: Option<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     on_error: OnError,
 }
 

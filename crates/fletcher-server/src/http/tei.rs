@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::rows::{Rows, write_floats};
-use super::{App, Call, json as respond};
+use super::{App, Call, json as respond, or_default};
 use crate::answer::{Answer, Timings};
 use crate::error::{ItemError, RequestError};
 use crate::inputs::{Input, Inputs, Item, JsonInput};
@@ -32,7 +32,7 @@ struct EmbedRequest {
 #[derive(Debug, Default, Deserialize)]
 struct TextParameters {
     truncate: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     truncation_direction: Direction,
     prompt_name: Option<String>,
 }
@@ -152,7 +152,7 @@ pub(super) async fn similarity(app: App, call: Call) -> Result<Response, Request
     #[derive(Deserialize)]
     struct SimilarityRequest {
         inputs: Pair,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
         parameters: TextParameters,
     }
     #[derive(Deserialize)]
@@ -237,13 +237,12 @@ pub(super) async fn tokenize(app: App, call: Call) -> Result<Response, RequestEr
     #[derive(Deserialize)]
     struct TokenizeRequest {
         inputs: JsonInput,
-        #[serde(default = "yes")]
-        add_special_tokens: bool,
+        add_special_tokens: Option<bool>,
         prompt_name: Option<String>,
     }
     let request: TokenizeRequest = call.json()?;
     let inputs = request.inputs.into_inputs("inputs")?;
-    let (special, prompt) = (request.add_special_tokens, request.prompt_name);
+    let (special, prompt) = (request.add_special_tokens.unwrap_or(true), request.prompt_name);
     let tokens = tokens(&app.service, inputs, special, prompt).await?;
     let describe = |token: &Token| {
         let Token { id, text, special, bytes } = token;
@@ -255,16 +254,11 @@ pub(super) async fn tokenize(app: App, call: Call) -> Result<Response, RequestEr
     Ok(respond(StatusCode::OK, &lists))
 }
 
-fn yes() -> bool {
-    true
-}
-
 pub(super) async fn decode(app: App, call: Call) -> Result<Response, RequestError> {
     #[derive(Deserialize)]
     struct DecodeRequest {
         ids: JsonInput,
-        #[serde(default = "yes")]
-        skip_special_tokens: bool,
+        skip_special_tokens: Option<bool>,
     }
     let request: DecodeRequest = call.json()?;
     let ids = |item: Item| match item {
@@ -272,7 +266,8 @@ pub(super) async fn decode(app: App, call: Call) -> Result<Response, RequestErro
         Item::Text(_) => Err(RequestError::invalid("`ids` must be token ids")),
     };
     let lists = request.ids.items.into_iter().map(ids).collect::<Result<Vec<_>, _>>()?;
-    let texts = decode_ids(&app.service, lists, request.skip_special_tokens).await?;
+    let skip = request.skip_special_tokens.unwrap_or(true);
+    let texts = decode_ids(&app.service, lists, skip).await?;
     Ok(respond(StatusCode::OK, &texts))
 }
 

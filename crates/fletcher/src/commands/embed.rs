@@ -26,6 +26,7 @@ use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
 use crate::progress::EmbedBar;
+use crate::signals;
 
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
@@ -373,6 +374,9 @@ fn stop_signal() -> Result<Arc<AtomicUsize>, Failure> {
     use signal_hook::flag;
     let (stop, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
+        if signal == SIGHUP && signals::is_ignored(signal) {
+            continue;
+        }
         // In this order: the first signal finds `again` unset and sets it.
         flag::register_conditional_shutdown(signal, 128 + signal, again.clone())
             .and_then(|_| flag::register(signal, again.clone()))
