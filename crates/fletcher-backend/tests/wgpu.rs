@@ -58,6 +58,15 @@ fn conformance_f16() {
     }
 }
 
+/// A text whose values overflow f16 has no result, and those beside it have theirs.
+#[test]
+fn an_overflow_is_its_own_sequence() {
+    for backend in backends(Precision::F16) {
+        let spec = conformance::bert_like(128, 2, 128, 300);
+        conformance::isolates(&backend, &spec, &[64, 40, 130, 20], 1).unwrap();
+    }
+}
+
 #[test]
 fn golden_checkpoints_f32() {
     for backend in backends(Precision::F32) {

@@ -152,7 +152,7 @@ pub fn repeats<B: Backend>(
 
 /// Encodes sequences of these lengths twice, once with a token in the `spoiled` one whose values do
 /// not fit the backend's format: that sequence must have no finite result then, and every other one
-/// the same to the bit. For formats as narrow as f16.
+/// the same to the bit. For formats as narrow as f16, and states at least 128 wide.
 ///
 /// # Errors
 /// When the device fails.
