@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use arrow::array::{Array, ArrayRef, AsArray, LargeStringArray, StringArray, StringViewArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, BinaryViewArray, LargeBinaryArray, LargeStringArray,
+    StringArray, StringViewArray,
+};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Schema};
 use arrow::record_batch::RecordBatch;
@@ -32,9 +35,12 @@ pub(super) fn text_index(schema: &Schema, context: &SourceContext) -> Result<usi
     Ok(index)
 }
 
+/// Bytes count as text, row by row if they are UTF-8: some writers of Parquet do not say which of
+/// their byte arrays are strings.
 fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
         DataType::Dictionary(_, values) => is_text(values),
         _ => false,
     }
@@ -97,10 +103,10 @@ impl Batches {
             && start + rows < pending.batch.num_rows()
         {
             let text = pending.texts.get(start + rows);
-            bytes += pending.row_bytes + text.map_or(0, str::len);
-            let text = text.ok_or_else(|| RowError {
+            bytes += pending.row_bytes + text.as_ref().map_or(0, |text| text.len());
+            let text = text.map_err(|none| RowError {
                 location: RowLocation::Row(first_row + rows as u64 + 1),
-                problem: RowProblem::NullText { column: context.text_column.clone() },
+                problem: none.problem(&context.text_column),
                 raw: None,
             });
             if let Err(error) = context.admit(text)? {
@@ -129,17 +135,39 @@ fn column_bytes(column: &ArrayRef) -> usize {
     rows.get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
 }
 
-/// Strings, whichever way Arrow lays them out.
+/// Strings, whichever way Arrow lays them out, or bytes that may be some.
 enum TextColumn {
     Small(StringArray),
     Large(LargeStringArray),
     View(StringViewArray),
+    Bytes(BinaryArray),
+    LargeBytes(LargeBinaryArray),
+    BytesView(BinaryViewArray),
     Dictionary {
         /// Per row the index of its value.
         keys: Vec<usize>,
         nulls: Option<NullBuffer>,
         values: Box<TextColumn>,
     },
+}
+
+/// Why a row has no text.
+#[derive(Debug, PartialEq)]
+enum NoText {
+    Null,
+    /// The bytes before this one are UTF-8.
+    Invalid(usize),
+}
+
+impl NoText {
+    fn problem(self, column: &str) -> RowProblem {
+        match self {
+            Self::Null => RowProblem::NullText { column: column.to_owned() },
+            Self::Invalid(valid_up_to) => {
+                RowProblem::InvalidUtf8 { place: format!("column {column:?}"), valid_up_to }
+            }
+        }
+    }
 }
 
 impl TextColumn {
@@ -149,6 +177,9 @@ impl TextColumn {
             DataType::Utf8 => Self::Small(column.as_string().clone()),
             DataType::LargeUtf8 => Self::Large(column.as_string().clone()),
             DataType::Utf8View => Self::View(column.as_string_view().clone()),
+            DataType::Binary => Self::Bytes(column.as_binary().clone()),
+            DataType::LargeBinary => Self::LargeBytes(column.as_binary().clone()),
+            DataType::BinaryView => Self::BytesView(column.as_binary_view().clone()),
             DataType::Dictionary(..) => {
                 let dictionary = column.as_any_dictionary();
                 // A dictionary of no values has only null rows, and no indices to compute.
@@ -163,13 +194,13 @@ impl TextColumn {
         })
     }
 
-    /// Some rows' texts; `errors` has those that are null, counted from the first of the range.
+    /// Some rows' texts; `errors` has those that have none, counted from the first of the range.
     fn rows(&self, range: Range<usize>, errors: Vec<(usize, RowError)>) -> Texts {
         let (start, rows) = (range.start, range.len());
         match self {
             Self::Small(texts) => Texts::new(Strings::Small(texts.slice(start, rows)), errors),
             Self::Large(texts) => Texts::new(Strings::Large(texts.slice(start, rows)), errors),
-            Self::View(_) | Self::Dictionary { .. } => {
+            _ => {
                 let mut errors = errors.into_iter().peekable();
                 let text = |row| match errors.next_if(|(at, _)| start + at == row) {
                     Some((_, error)) => Err(error),
@@ -180,15 +211,28 @@ impl TextColumn {
         }
     }
 
-    /// The text of a row within the column; `None` where it is null.
-    fn get(&self, row: usize) -> Option<&str> {
+    /// The text of a row within the column.
+    fn get(&self, row: usize) -> Result<&str, NoText> {
+        let decoded = |bytes| {
+            std::str::from_utf8(bytes).map_err(|error| NoText::Invalid(error.valid_up_to()))
+        };
+        let present = |valid: bool| if valid { Ok(()) } else { Err(NoText::Null) };
         match self {
-            Self::Small(texts) => texts.is_valid(row).then(|| texts.value(row)),
-            Self::Large(texts) => texts.is_valid(row).then(|| texts.value(row)),
-            Self::View(texts) => texts.is_valid(row).then(|| texts.value(row)),
+            Self::Small(texts) => present(texts.is_valid(row)).map(|()| texts.value(row)),
+            Self::Large(texts) => present(texts.is_valid(row)).map(|()| texts.value(row)),
+            Self::View(texts) => present(texts.is_valid(row)).map(|()| texts.value(row)),
+            Self::Bytes(texts) => {
+                present(texts.is_valid(row)).and_then(|()| decoded(texts.value(row)))
+            }
+            Self::LargeBytes(texts) => {
+                present(texts.is_valid(row)).and_then(|()| decoded(texts.value(row)))
+            }
+            Self::BytesView(texts) => {
+                present(texts.is_valid(row)).and_then(|()| decoded(texts.value(row)))
+            }
             Self::Dictionary { keys, nulls, values } => {
-                let valid = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
-                if valid { values.get(keys[row]) } else { None }
+                present(nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)))?;
+                values.get(keys[row])
             }
         }
     }
@@ -206,7 +250,18 @@ mod tests {
         let want = [Some("a"), None, Some(""), Some("a")];
         let nowhere = StringArray::from(Vec::<&str>::new());
         let in_values = StringArray::from(vec![Some("a"), None]);
-        let cases: [(ArrayRef, [Option<&str>; 4]); 6] = [
+        let bytes = want.map(|text| text.map(str::as_bytes));
+        let cases: [(ArrayRef, [Option<&str>; 4]); 10] = [
+            (Arc::new(BinaryArray::from_iter(bytes)), want),
+            (Arc::new(LargeBinaryArray::from_iter(bytes)), want),
+            (Arc::new(BinaryViewArray::from_iter(bytes)), want),
+            (
+                Arc::new(DictionaryArray::new(
+                    Int8Array::from(vec![Some(0), None, Some(1), Some(0)]),
+                    Arc::new(BinaryArray::from_vec(vec![b"a", b""])),
+                )),
+                want,
+            ),
             (Arc::new(StringArray::from_iter(want)), want),
             (Arc::new(LargeStringArray::from_iter(want)), want),
             (Arc::new(StringViewArray::from_iter(want)), want),
@@ -223,9 +278,17 @@ mod tests {
         for (column, want) in cases {
             for (offset, length) in [(0, 4), (1, 3), (4, 0)] {
                 let texts = TextColumn::new(&column.slice(offset, length)).unwrap();
-                let got: Vec<_> = (0..length).map(|row| texts.get(row)).collect();
+                let got: Vec<_> = (0..length).map(|row| texts.get(row).ok()).collect();
                 assert_eq!(got, want[offset..], "{:?}", column.data_type());
             }
         }
+    }
+
+    #[test]
+    fn a_row_without_text_says_why() {
+        let column = BinaryArray::from(vec![Some(&b"good"[..]), Some(b"bad\xff"), None]);
+        let texts = TextColumn::new(&(Arc::new(column) as ArrayRef)).unwrap();
+        let got: Vec<_> = (0..3).map(|row| texts.get(row)).collect();
+        assert_eq!(got, [Ok("good"), Err(NoText::Invalid(3)), Err(NoText::Null)]);
     }
 }

@@ -5,7 +5,7 @@ use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use fletcher_io::{
     OnError, SinkError, SourceError, SourceOptions, Vectors, create_sink, is_panic_expected,
@@ -19,6 +19,13 @@ fn texts_with_null() -> RecordBatch {
     let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3, 4]));
     let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), Some("b"), None, Some("d")]));
     RecordBatch::try_from_iter([("id", ids), ("text", texts)]).unwrap()
+}
+
+/// Texts as bytes, one of which are not UTF-8.
+fn bytes_with_a_bad_row() -> RecordBatch {
+    let texts = vec![&b"a"[..], b"b", b"bad \xff", b"d"];
+    let texts: ArrayRef = Arc::new(BinaryArray::from_vec(texts));
+    RecordBatch::try_from_iter([("text", texts)]).unwrap()
 }
 
 #[test]
@@ -216,6 +223,8 @@ fn skipped_rows_keep_their_place_in_columns() {
         folder.write("in.csv", "text,x\na,1\nb,2\nc\nd,4\n"),
         folder.write_batch("in.parquet", &texts_with_null(), 4),
         folder.write_batch("in.arrow", &texts_with_null(), 4),
+        folder.write_batch("bytes.parquet", &bytes_with_a_bad_row(), 4),
+        folder.write_batch("bytes.arrow", &bytes_with_a_bad_row(), 4),
     ];
     for input in inputs {
         for extension in ["parquet", "arrow", "arrows"] {
