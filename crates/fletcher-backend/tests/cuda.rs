@@ -37,6 +37,27 @@ fn with(precision: Precision) -> Option<Cuda> {
     open(CudaOptions { precision, ..CudaOptions::default() })
 }
 
+/// Batches of sequences of these lengths against the reference; many in one batch against each by
+/// itself, and time and again.
+fn agrees(
+    cuda: &Cuda,
+    spec: &EncoderSpec,
+    (what, tolerance): (&str, f64),
+    batches: &[&[usize]],
+    many: &[usize],
+) {
+    let say = |lengths: &str, worst: f64| {
+        eprintln!("{what}, {lengths}: {worst:e}");
+        assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
+    };
+    for lengths in batches {
+        let worst = conformance::worst_of(cuda, spec, lengths).unwrap();
+        say(&format!("{lengths:?}"), worst);
+    }
+    say("many", conformance::worst_of_parts(cuda, spec, many).unwrap());
+    conformance::repeats(cuda, spec, many).unwrap();
+}
+
 #[test]
 fn conformance() {
     for (precision, tolerance, _) in FORMATS {
@@ -233,16 +254,8 @@ fn pre_norm_layers() {
                     return;
                 };
                 let what = format!("{} wide, {precision:?}, {rowwise}", spec.hidden);
-                let say = |lengths: &str, worst: f64| {
-                    eprintln!("{what}, {lengths}: {worst:e}");
-                    assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
-                };
-                for lengths in [&[64, 64][..], &[300, 3, 64, 17, 1]] {
-                    let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
-                    say(&format!("{lengths:?}"), worst);
-                }
-                say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
-                conformance::repeats(&cuda, spec, &many).unwrap();
+                let batches: [&[usize]; 2] = [&[64, 64], &[300, 3, 64, 17, 1]];
+                agrees(&cuda, spec, (&what, tolerance), &batches, &many);
             }
         }
     }
@@ -311,16 +324,7 @@ fn self_attention() {
                 return;
             };
             let what = format!("{} wide, {:?}, {precision:?}", spec.hidden, spec.position);
-            let say = |lengths: &str, worst: f64| {
-                eprintln!("{what}, {lengths}: {worst:e}");
-                assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
-            };
-            for lengths in batches {
-                let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
-                say(&format!("{lengths:?}"), worst);
-            }
-            say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
-            conformance::repeats(&cuda, spec, &many).unwrap();
+            agrees(&cuda, spec, (&what, tolerance), &batches, &many);
         }
     }
 }
@@ -347,17 +351,9 @@ fn flash_attention() {
         for spec in &specs {
             let Some(cuda) = with(precision) else { return };
             let windows = [spec.layers[0].window, spec.layers[1].window];
-            let what = format!("{} heads of {}, {windows:?}", spec.heads, spec.head_dim);
-            let say = |lengths: &str, worst: f64| {
-                eprintln!("{what}, {precision:?}, {lengths}: {worst:e}");
-                assert!(worst <= tolerance, "{what}, {lengths}: differs by {worst:e}");
-            };
-            for lengths in batches {
-                let worst = conformance::worst_of(&cuda, spec, lengths).unwrap();
-                say(&format!("{lengths:?}"), worst);
-            }
-            say("many", conformance::worst_of_parts(&cuda, spec, &many).unwrap());
-            conformance::repeats(&cuda, spec, &many).unwrap();
+            let heads = format!("{} heads of {}", spec.heads, spec.head_dim);
+            let what = format!("{heads}, {windows:?}, {precision:?}");
+            agrees(&cuda, spec, (&what, tolerance), &batches, &many);
         }
     }
 }
