@@ -161,13 +161,7 @@ DEVICE void rotate(float* d, const float2* cos_sin, const u32 (&places)[2]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float4 by = __ldg((const float4*)(cos_sin + places[h] * 32 + 8 * j + 2 * t));
-      float cosine[2] = {by.x, by.z}, sine[2] = {by.y, by.w};
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float &a = d[4 * j + 2 * h + e], &b = d[16 + 4 * j + 2 * h + e], low = a;
-        a = low * cosine[e] - b * sine[e];
-        b = b * cosine[e] + low * sine[e];
-      }
+      rotate_pairs(d + 4 * j + 2 * h, d + 16 + 4 * j + 2 * h, by);
     }
 }
 

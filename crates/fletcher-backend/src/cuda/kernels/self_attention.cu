@@ -143,15 +143,11 @@ template <int DIM> DEVICE void rotate(float (&d)[N / 2], const float2* cos_sin, 
 #pragma unroll
     for (int j = 0; j < DIM / 16; ++j) {
       float4 by = __ldg((const float4*)(cos_sin + place * (DIM / 2) + 8 * j + 2 * t));
-      float cosine[2] = {by.x, by.z}, sine[2] = {by.y, by.w};
 #pragma unroll
-      for (int of = 0; of < 2 * COLUMNS / DIM; ++of) // heads of queries, then of keys
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float &a = d[of * (DIM / 2) + 4 * j + 2 * h + e], &b = d[of * (DIM / 2) + DIM / 4 + 4 * j + 2 * h + e], low = a;
-          a = low * cosine[e] - b * sine[e];
-          b = b * cosine[e] + low * sine[e];
-        }
+      for (int of = 0; of < 2 * COLUMNS / DIM; ++of) { // heads of queries, then of keys
+        float* head = d + of * (DIM / 2) + 4 * j + 2 * h;
+        rotate_pairs(head, head + DIM / 4, by);
+      }
     }
   }
 }

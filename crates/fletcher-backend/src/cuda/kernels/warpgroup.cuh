@@ -86,6 +86,17 @@ template <class T, int N> DEVICE void warpgroup_mma_across(float (&d)[N / 2], co
 PRODUCTS(Half, "f16")
 PRODUCTS(Bf16, "bf16")
 
+// Rotates two neighbouring columns against those half a head behind them, by their (cos, sin).
+DEVICE void rotate_pairs(float* d, float* behind, float4 by) {
+  float cosine[2] = {by.x, by.z}, sine[2] = {by.y, by.w};
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    float &a = d[e], &b = behind[e], low = a;
+    a = low * cosine[e] - b * sine[e];
+    b = b * cosine[e] + low * sine[e];
+  }
+}
+
 // Of a cluster of blocks: the same place in another's shared memory, a barrier there, the wait at one
 // that others arrive at, and a barrier of all threads.
 DEVICE u32 of_block(u32 address, u32 rank) {
