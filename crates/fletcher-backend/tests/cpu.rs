@@ -28,6 +28,23 @@ fn conformance() {
     }
 }
 
+/// What pooling by one token leaves out of the last layer changes no bit, in a batch and in one
+/// text that all cores share.
+#[test]
+fn poolings_by_one_token_change_no_bit() {
+    for (isa, cpu) in backends() {
+        for (precision, _) in PRECISIONS {
+            let cpu = cpu.clone().with_precision(precision).unwrap().sharing_small_texts();
+            for (name, spec) in conformance::specs() {
+                for lengths in [&[1, 40, 3, 96][..], &[96], &[9]] {
+                    let worst = conformance::worst_of_pooled(&cpu, &spec, lengths).unwrap();
+                    assert!(worst == 0.0, "{name} on {isa:?} in {precision:?}: {worst:e}");
+                }
+            }
+        }
+    }
+}
+
 /// Narrow formats point every golden vector almost where f32 does.
 #[test]
 fn narrow_formats_keep_the_direction() {

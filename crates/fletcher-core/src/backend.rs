@@ -6,8 +6,8 @@
 //! [`PackedBatch`]. No padded batch exists, and no operation allocates.
 //!
 //! Composites ([`Backend::self_attention`], [`Backend::attention_block`],
-//! [`Backend::feed_forward_block`], [`Backend::layer`], [`Backend::encode`]) have default bodies,
-//! which are the readable definition of the network. A backend may override one with a fused
+//! [`Backend::feed_forward_block`], [`Backend::layer`], [`Backend::encode`],
+//! [`Backend::encode_pooled`]) have default bodies, which are the readable definition of the network. A backend may override one with a fused
 //! kernel; the default body is then its test oracle.
 //!
 //! Who guarantees what: the caller passes batches that fit the arena ([`Backend::plan`]) and ids
@@ -223,6 +223,29 @@ pub struct PoolOp {
     pub skip: usize,
 }
 
+impl PoolOp {
+    /// The first token that takes part, of a sequence of so many.
+    pub fn first(self, tokens: usize) -> usize {
+        if self.skip < tokens { self.skip } else { 0 }
+    }
+
+    /// The one token whose state is the vector of a sequence of so many tokens; `None` for
+    /// poolings that look at several.
+    pub fn only(self, tokens: usize) -> Option<usize> {
+        match self.mode {
+            Pooling::Cls => Some(self.first(tokens)),
+            Pooling::LastToken => Some(tokens - 1),
+            Pooling::Max | Pooling::Mean | Pooling::MeanSqrtLen | Pooling::WeightedMean => None,
+        }
+    }
+
+    /// [`Self::only`] for each sequence of a batch, counted from the batch's first token.
+    pub fn only_tokens(self, batch: &PackedBatch) -> Option<Vec<usize>> {
+        let only = |at: std::ops::Range<usize>| Some(at.start + self.only(at.len())?);
+        batch.sequences().map(only).collect()
+    }
+}
+
 /// A device that can run the encoder. See the module's documentation for the contract.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// An uploaded matrix with its bias.
@@ -409,6 +432,22 @@ pub trait Backend: Send + Sync + Sized + 'static {
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
         encode_layers(self, arena, model, batch)
+    }
+
+    /// The encoder and a pooling behind it, into `vectors` as [`Self::pool`] does; the default body
+    /// is its definition. What is left in [`Slot::Hidden`] is not said: where the pooling takes one
+    /// token of each sequence ([`PoolOp::only`]), a backend may leave out what the others' states
+    /// need of the last layer, which is all but their keys and values.
+    fn encode_pooled(
+        &self,
+        arena: &mut Self::Arena,
+        model: &EncoderWeights<Self>,
+        op: PoolOp,
+        batch: &PackedBatch,
+        vectors: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.encode(arena, model, batch)?;
+        self.pool(arena, op, batch, vectors)
     }
 
     /// In a pre-norm model, normalises the state for a block; returns the slot the block reads.

@@ -1,7 +1,7 @@
 //! The encoder: weights on a device, and the one forward pass that every architecture takes.
 
 use crate::architectures::Architecture;
-use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource};
+use crate::backend::{Backend, BackendError, EmbeddingSource, LinearSource, PoolOp};
 use crate::error::ModelError;
 use crate::names::{AttentionNames, FeedForwardNames, Loader, NormNames};
 use crate::pack::PackedBatch;
@@ -83,6 +83,20 @@ impl<B: Backend> Encoder<B> {
     /// When the device fails.
     pub fn forward(&self, arena: &mut B::Arena, batch: &PackedBatch) -> Result<(), BackendError> {
         self.backend.encode(arena, &self.weights, batch)
+    }
+
+    /// One vector of `hidden` numbers for each sequence of `batch`, pooled from its tokens' states.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn pooled(
+        &self,
+        arena: &mut B::Arena,
+        op: PoolOp,
+        batch: &PackedBatch,
+        vectors: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.backend.encode_pooled(arena, &self.weights, op, batch, vectors)
     }
 }
 

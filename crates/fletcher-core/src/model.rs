@@ -156,6 +156,16 @@ impl Model {
         self.checkpoint.parameters()
     }
 
+    /// Floating-point operations (a multiply-add is two) that the encoder needs for the vector of
+    /// one sequence of `tokens`.
+    pub fn flops(&self, tokens: usize) -> f64 {
+        let ops = self.head.pool_ops(0);
+        match ops[..] {
+            [op] if op.only(tokens).is_some() => self.spec().flops_of_one(tokens),
+            _ => self.spec().flops(tokens),
+        }
+    }
+
     /// Longest text in tokens, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens

@@ -151,17 +151,27 @@ impl EncoderSpec {
 
     /// Floating-point operations (a multiply-add is two) to encode one sequence of `tokens`.
     pub fn flops(&self, tokens: usize) -> f64 {
-        let (t, d, i) = (tokens as f64, self.hidden as f64, self.intermediate as f64);
+        let layers = self.layers.iter();
+        layers.map(|layer| self.layer_flops(layer, tokens, tokens)).sum()
+    }
+
+    /// The same when the last state of one token is all that is wanted: of the last layer, the
+    /// others take part with keys and values alone.
+    pub fn flops_of_one(&self, tokens: usize) -> f64 {
+        let Some(last) = self.layers.last() else { return 0.0 };
+        self.flops(tokens) - self.layer_flops(last, tokens, tokens)
+            + self.layer_flops(last, tokens, 1)
+    }
+
+    /// Of a layer, when so many of the tokens ask.
+    fn layer_flops(&self, layer: &LayerSpec, tokens: usize, queries: usize) -> f64 {
+        let (t, q) = (tokens as f64, queries as f64);
+        let (d, i) = (self.hidden as f64, self.intermediate as f64);
         let up = if self.feed_forward.gated { 2.0 } else { 1.0 };
         let context = self.context_width() as f64;
-        let linear = 2.0 * t * (d * self.qkv_width() as f64 + context * d + (up + 1.0) * d * i);
-        self.layers
-            .iter()
-            .map(|layer| {
-                let seen = layer.window.map_or(t, |w| t.min(2.0 * w as f64 + 1.0));
-                linear + 4.0 * t * seen * context
-            })
-            .sum()
+        let seen = layer.window.map_or(t, |w| t.min(2.0 * w as f64 + 1.0));
+        let keys_values = t * 2.0 * d * context;
+        2.0 * (keys_values + q * (2.0 * d * context + (up + 1.0) * d * i + 2.0 * seen * context))
     }
 }
 
@@ -224,5 +234,8 @@ mod tests {
             biases: Biases { attention: true, feed_forward: true, norm: true },
         };
         assert!((spec.flops(64) / 1e6 - 54.5).abs() < 0.1, "{}", spec.flops(64));
+        // One layer whole; of the other keys and values, 32,768 multiply-adds a token.
+        let one = spec.flops_of_one(64) / 1e6;
+        assert!((one - (27.3 + 4.2 + 0.4)).abs() < 0.1, "{one}");
     }
 }

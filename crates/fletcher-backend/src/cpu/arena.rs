@@ -211,6 +211,15 @@ impl Arena {
         }
     }
 
+    /// Leaves these rows of the hidden state, which rise, as the only ones.
+    pub(super) fn keep(&mut self, chosen: &[usize]) {
+        let (hidden, stride) = self.hidden();
+        for (to, &from) in chosen.iter().enumerate() {
+            hidden.copy_within(from * stride..(from + 1) * stride, to * stride);
+        }
+        self.tokens = chosen.len();
+    }
+
     /// Two different slots.
     pub(super) fn pair(&mut self, input: Slot, output: Slot) -> (&mut Rows, &mut Rows) {
         assert_ne!(input, output, "one slot cannot be read and written");

@@ -15,6 +15,7 @@
 #[cfg_attr(not(target_os = "macos"), expect(unreachable_pub, reason = "exported on a Mac"))]
 mod accelerate;
 mod arena;
+mod encode;
 mod ops;
 mod peak;
 mod split;

@@ -193,7 +193,27 @@ impl Backend for Cpu {
         model: &EncoderWeights<Self>,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        self.encode_alone_or_shared(arena, model, batch)
+        self.encode_alone_or_shared(arena, model, batch, None)
+    }
+
+    fn encode_pooled(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        op: PoolOp,
+        batch: &PackedBatch,
+        vectors: &mut [f32],
+    ) -> Result<(), BackendError> {
+        let Some(chosen) = op.only_tokens(batch).filter(|_| !model.layers.is_empty()) else {
+            self.encode(arena, model, batch)?;
+            return self.pool(arena, op, batch, vectors);
+        };
+        self.encode_alone_or_shared(arena, model, batch, Some(&chosen))?;
+        let (d, (hidden, stride)) = (arena.spec.hidden, arena.hidden());
+        for (vector, row) in vectors.chunks_exact_mut(d).zip(hidden.chunks_exact(stride)) {
+            vector.copy_from_slice(&row[..d]);
+        }
+        Ok(())
     }
 
     fn pool(
@@ -419,7 +439,7 @@ impl Cpu {
         let d = out.len();
         let stride = kernels::row_stride::<f32>(d);
         let tokens = hidden.len() / stride;
-        let first = if op.skip < tokens { op.skip } else { 0 };
+        let first = op.first(tokens);
         let rows = || hidden.chunks_exact(stride).skip(first).map(|row| &row[..d]);
         let mut weighted = |weight: &dyn Fn(usize) -> f32| {
             out.fill(0.0);

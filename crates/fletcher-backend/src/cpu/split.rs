@@ -15,16 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use fletcher_core::backend::{
-    AttentionOp, Backend, BackendError, Epilogue, LinearOp, NormOp, Slot,
-};
+use fletcher_core::backend::{Backend, BackendError, Epilogue, LinearOp, Slot};
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
 use fletcher_kernels::{Barrier, Format};
 
 use super::Cpu;
-use super::arena::{Arena, State, attention_shape};
-use super::ops::Sequence;
+use super::arena::{Arena, State};
+use super::encode::in_place;
 
 /// A member with fewer tokens would keep the multipliers waiting for each other.
 const MEMBER_TOKENS: usize = 4;
@@ -108,24 +106,28 @@ struct Outbox {
 }
 
 impl Cpu {
-    /// [`Backend::encode`]: alone on this thread, or with the team for one text while nothing else
-    /// is going on.
+    /// The encoder: alone on this thread, or with the team for one text while nothing else is going
+    /// on. It leaves the states of the `chosen` tokens, one of each sequence, or of all.
     pub(super) fn encode_alone_or_shared(
         &self,
         arena: &mut Arena,
         model: &EncoderWeights<Self>,
         batch: &PackedBatch,
+        chosen: Option<&[usize]>,
     ) -> Result<(), BackendError> {
         let others = self.active.fetch_add(1, Ordering::Relaxed);
         let members = self.team.members().min(batch.tokens() / MEMBER_TOKENS);
         let worth = || self.is_worth_sharing(model.spec.flops(batch.tokens()), members);
         let shared = match batch.rows() == 1 && members > 1 && others == 0 && worth() {
-            true => self.encode_shared(arena, model, batch, members),
+            true => {
+                let chosen = chosen.and_then(|chosen| chosen.first().copied());
+                self.encode_shared(arena, model, (batch, chosen), members)
+            }
             false => Ok(false),
         };
         let result = match shared {
             Ok(true) => Ok(()),
-            Ok(false) => self.encode_alone(arena, model, batch),
+            Ok(false) => self.encode_alone(arena, model, batch, chosen),
             Err(error) => Err(error),
         };
         if batch.rows() == 1 {
@@ -153,29 +155,12 @@ impl Cpu {
         looks_out
     }
 
-    fn encode_alone(
-        &self,
-        arena: &mut Arena,
-        model: &EncoderWeights<Self>,
-        batch: &PackedBatch,
-    ) -> Result<(), BackendError> {
-        self.embed(arena, &model.embedding, batch)?;
-        self.norm(arena, in_place(&model.embedding_norm))?;
-        for layer in &model.layers {
-            self.layer(arena, model, layer, batch)?;
-        }
-        match &model.final_norm {
-            Some(norm) => self.norm(arena, in_place(norm)),
-            None => Ok(()),
-        }
-    }
-
     /// Returns whether the team was free.
     fn encode_shared(
         &self,
         arena: &mut Arena,
         model: &EncoderWeights<Self>,
-        batch: &PackedBatch,
+        (batch, chosen): (&PackedBatch, Option<usize>),
         members: usize,
     ) -> Result<bool, BackendError> {
         let mut shares = match arena.shares.take() {
@@ -192,21 +177,32 @@ impl Cpu {
             // Its own alone; poisoned only when an earlier call panicked, which left plain numbers.
             let mut own = shares.arenas[member].lock().unwrap_or_else(|e| e.into_inner());
             let outboxes = &shares.outboxes[..members];
-            let part = Part { model, batch, member, parts: &parts, outboxes };
+            let part = Part { model, batch, chosen, member, parts: &parts, outboxes };
             if let Err(error) = self.encode_part(&mut own, &part, &barrier) {
                 *failed.lock().unwrap_or_else(|e| e.into_inner()) = Err(error);
             }
         });
         failed.into_inner().unwrap_or_else(|e| e.into_inner())?;
         if ran {
-            arena.tokens = tokens;
             let columns = 0..arena.spec.hidden;
+            arena.tokens = if chosen.is_some() { 1 } else { tokens };
             let hidden = &mut arena.slot(Slot::Hidden).state;
+            let wanted = |part: &Range<usize>| match chosen {
+                Some(token) => {
+                    if part.contains(&token) {
+                        0..1
+                    } else {
+                        0..0
+                    }
+                }
+                None => part.clone(),
+            };
             let own = shares.arenas[LEADER].get_mut().unwrap_or_else(|e| e.into_inner());
-            hidden.take_over(parts[LEADER].clone(), columns.clone(), &own.slot(Slot::Hidden).state);
+            let own = &own.slot(Slot::Hidden).state;
+            hidden.take_over(wanted(&parts[LEADER]), columns.clone(), own);
             for (part, outbox) in parts.iter().zip(&mut shares.outboxes).skip(LEADER + 1) {
                 let theirs = outbox.hidden.get_mut().unwrap_or_else(|e| e.into_inner());
-                hidden.take_over(part.clone(), columns.clone(), theirs);
+                hidden.take_over(wanted(part), columns.clone(), theirs);
             }
         }
         arena.shares = Some(shares);
@@ -241,21 +237,30 @@ impl Cpu {
         let (model, tokens) = (part.model, part.tokens());
         own.tokens = tokens.len();
         self.embed_tokens(own, &model.embedding, part.batch, tokens.clone());
+        let mut wanted = tokens.clone();
         let mut result = self.norm(own, in_place(&model.embedding_norm));
         for (index, layer) in model.layers.iter().enumerate() {
             let turn = index % 2;
             result = result.and_then(|()| self.hand_over(own, part, layer, turn));
             barrier.wait();
-            result = result.and_then(|()| self.answer(own, part, layer, turn));
+            wanted = part.wanted(index);
+            if !wanted.is_empty() {
+                let queries = wanted.clone();
+                result = result.and_then(|()| self.answer(own, part, layer, (turn, queries)));
+            }
         }
         result?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
         if let Some(norm) = &model.final_norm {
             self.norm(own, in_place(norm))?;
         }
         if part.member != LEADER {
             let mut outbox = part.outbox().hidden.write().unwrap_or_else(|e| e.into_inner());
             let columns = 0..own.spec.hidden;
-            own.slot(Slot::Hidden).state.hand_over(0..tokens.len(), columns, &mut outbox);
+            let rows = 0..own.tokens;
+            own.slot(Slot::Hidden).state.hand_over(rows, columns, &mut outbox);
         }
         Ok(())
     }
@@ -283,13 +288,13 @@ impl Cpu {
         Ok(())
     }
 
-    /// What follows from all keys and values for the member's queries: the rest of the layer.
+    /// What follows from all keys and values for queries of the member's: the rest of the layer.
     fn answer(
         &self,
         own: &mut Arena,
         part: &Part<'_>,
         layer: &LayerWeights<Self>,
-        turn: usize,
+        (turn, queries): (usize, Range<usize>),
     ) -> Result<(), BackendError> {
         let columns = keys_values(own);
         let qkv = &mut own.slot(Slot::Qkv).state;
@@ -299,16 +304,13 @@ impl Cpu {
                 qkv.take_over(tokens.clone(), columns.clone(), &theirs);
             }
         }
-        let op = AttentionOp { relative: part.model.relative_bias.as_ref(), window: layer.window };
-        let shape = attention_shape(&own.spec);
-        let (keys, queries) = (0..part.batch.tokens(), part.tokens());
-        let answers = 0..queries.len();
-        let (qkv, context, scratch) = own.attention();
-        self.attend(&op, qkv, context, scratch, Sequence { shape, keys, queries, answers });
-        let (weight, input, output) = (&layer.attention_out, Slot::Context, Slot::Hidden);
-        self.linear(own, LinearOp { weight, input, output, epilogue: Epilogue::Accumulate })?;
-        self.post_norm(own, part.model, layer.attention_norm.as_ref())?;
-        self.feed_forward_block(own, part.model, layer)
+        let (keys, answers) = (0..part.batch.tokens(), 0..queries.len());
+        self.attend_in(own, part.model, layer, (keys, queries.clone(), answers));
+        if queries != part.tokens() {
+            let first = part.tokens().start;
+            own.keep(&queries.map(|token| token - first).collect::<Vec<_>>());
+        }
+        self.behind_attention(own, part.model, layer)
     }
 }
 
@@ -317,6 +319,8 @@ struct Part<'a> {
     model: &'a EncoderWeights<Cpu>,
     /// One text.
     batch: &'a PackedBatch,
+    /// The token whose last state is wanted; `None`: all.
+    chosen: Option<usize>,
     member: usize,
     /// Every member's tokens.
     parts: &'a [Range<usize>],
@@ -330,6 +334,15 @@ impl Part<'_> {
         self.parts[self.member].clone()
     }
 
+    /// Those of the member's tokens whose states behind a layer somebody reads.
+    fn wanted(&self, layer: usize) -> Range<usize> {
+        match self.chosen.filter(|_| layer + 1 == self.model.layers.len()) {
+            Some(token) if self.tokens().contains(&token) => token..token + 1,
+            Some(_) => 0..0,
+            None => self.tokens(),
+        }
+    }
+
     /// The member's outbox.
     fn outbox(&self) -> &Outbox {
         &self.outboxes[self.member]
@@ -339,8 +352,4 @@ impl Part<'_> {
 /// The columns of keys and values, behind those of queries.
 fn keys_values(arena: &Arena) -> Range<usize> {
     arena.spec.context_width()..arena.spec.qkv_width()
-}
-
-fn in_place(norm: &super::Norm) -> NormOp<'_, Cpu> {
-    NormOp { norm, input: Slot::Hidden, output: Slot::Hidden }
 }

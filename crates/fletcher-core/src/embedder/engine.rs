@@ -91,17 +91,17 @@ impl<B: Backend> Engine for Replica<B> {
         let d = self.encoder.spec().hidden;
         let width = pools.len() * d;
         self.with_arena(worker, |arena| {
-            self.encoder.forward(arena, batch)?;
             let mut pooled = vec![0.0; batch.rows() * width];
-            let mut one = vec![0.0; if pools.len() > 1 { batch.rows() * d } else { 0 }];
-            for (index, &op) in pools.iter().enumerate() {
-                if pools.len() == 1 {
-                    self.encoder.backend().pool(arena, op, batch, &mut pooled)?;
-                    break;
-                }
-                self.encoder.backend().pool(arena, op, batch, &mut one)?;
-                for (row, from) in pooled.chunks_exact_mut(width).zip(one.chunks_exact(d)) {
-                    row[index * d..(index + 1) * d].copy_from_slice(from);
+            if let [op] = *pools {
+                self.encoder.pooled(arena, op, batch, &mut pooled)?;
+            } else {
+                self.encoder.forward(arena, batch)?;
+                let mut one = vec![0.0; batch.rows() * d];
+                for (index, &op) in pools.iter().enumerate() {
+                    self.encoder.backend().pool(arena, op, batch, &mut one)?;
+                    for (row, from) in pooled.chunks_exact_mut(width).zip(one.chunks_exact(d)) {
+                        row[index * d..(index + 1) * d].copy_from_slice(from);
+                    }
                 }
             }
             self.blocks.fetch_add(1, Ordering::Relaxed);

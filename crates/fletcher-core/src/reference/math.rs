@@ -44,7 +44,7 @@ pub fn erf(x: f64) -> f64 {
 pub fn pool(hidden: &[f64], op: PoolOp, out: &mut [f32]) {
     let d = out.len();
     let tokens = hidden.len() / d;
-    let first = if op.skip < tokens { op.skip } else { 0 };
+    let first = op.first(tokens);
     let column = |c: usize| (first..tokens).map(move |t| hidden[t * d + c]);
     let count = (tokens - first) as f64;
     for (c, out) in out.iter_mut().enumerate() {

@@ -194,7 +194,7 @@ impl Workload<'_> {
         let (timeline, rows, _) =
             done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let vectors_per_second = rows as f64 / seconds;
-        let gops = self.embedder.model().spec().flops(self.tokens) / 1e9;
+        let gops = self.embedder.model().flops(self.tokens) / 1e9;
         let times = self.embedder.stage_times().since(before);
         Ok(SizeRun {
             rows,
@@ -312,9 +312,7 @@ impl Workload<'_> {
             p90_ms: quantile(&times, 0.9),
             p99_ms: quantile(&times, 0.99),
             max_ms: quantile(&times, 1.0),
-            bound_ms: self
-                .peak_gops
-                .map(|peak| self.embedder.model().spec().flops(found) / (1e6 * peak)),
+            bound_ms: self.peak_gops.map(|peak| self.embedder.model().flops(found) / (1e6 * peak)),
         })
     }
 

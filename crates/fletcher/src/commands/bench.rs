@@ -55,7 +55,6 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
             eprintln!("{what} …");
         }
     };
-    let spec = embedder.model().spec();
     let mut report = Report {
         fletcher: env!("CARGO_PKG_VERSION"),
         date: today(),
@@ -79,7 +78,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         report.sizes = Some(Sizes {
             batch_size: args.batch_size,
             seq_len: args.seq_len,
-            flop_per_sequence: spec.flops(args.seq_len),
+            flop_per_sequence: embedder.model().flops(args.seq_len),
             runs: workload.sizes(sizes)?,
         });
     }
