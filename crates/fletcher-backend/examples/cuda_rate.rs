@@ -2,9 +2,10 @@
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
-//! [--rowwise 0|1] [--self-attention 0|1] [--flash-longer-than TOKENS] [--tokens N] [--seconds S]
+//! [--cls] [--rowwise 0|1] [--self-attention 0|1] [--flash-longer-than TOKENS] [--tokens N] [--seconds S]
 //! [--profile ROWS] [--linear TOKENS]`
 //!
+//! `--cls` pools by the first token instead of the mean, for which the last layer has less to do.
 //! `--profile` encodes two batches of so many rows and stops: for a profiler. `--linear` times the
 //! layer's linear layers alone, over so many tokens.
 
@@ -29,7 +30,8 @@ use fletcher_core::weights::{StoredDtype, Tensor};
 /// Most tokens of a batch.
 const BATCH_TOKENS_MAX: usize = 1 << 20;
 
-const POOL: PoolOp = PoolOp { mode: Pooling::Mean, skip: 0 };
+const MEAN: PoolOp = PoolOp { mode: Pooling::Mean, skip: 0 };
+const CLS: PoolOp = PoolOp { mode: Pooling::Cls, skip: 0 };
 
 fn spec(name: &str) -> EncoderSpec {
     let (hidden, layers, heads, intermediate) = match name {
@@ -169,19 +171,17 @@ fn encode<B: Backend>(
     b: &B,
     arena: &mut B::Arena,
     model: &EncoderWeights<B>,
-    rows: &[Vec<u32>],
+    (rows, pool): (&[Vec<u32>], PoolOp),
     vectors: &mut [f32],
 ) {
-    let batch = pack(rows);
-    b.encode(arena, model, &batch).unwrap();
-    b.pool(arena, POOL, &batch, vectors).unwrap();
+    b.encode_pooled(arena, model, pool, &pack(rows), vectors).unwrap();
 }
 
 /// Batches of `rows` by `workers` threads for `time`: sequences a second.
 fn rate(
     cuda: &Cuda,
     model: &EncoderWeights<Cuda>,
-    (rows, tokens): (usize, usize),
+    (rows, tokens, pool): (usize, usize, PoolOp),
     workers: usize,
     time: Duration,
 ) -> f64 {
@@ -191,7 +191,7 @@ fn rate(
         (0..workers).map(|_| cuda.plan(&model.spec, rows * tokens).unwrap()).collect();
     let mut vectors = vec![vec![0.0; rows * d]; workers];
     for (arena, vectors) in arenas.iter_mut().zip(&mut vectors) {
-        encode(cuda, arena, model, &data, vectors);
+        encode(cuda, arena, model, (&data, pool), vectors);
     }
     let done = AtomicUsize::new(0);
     let start = Instant::now();
@@ -199,7 +199,7 @@ fn rate(
         for (arena, vectors) in arenas.iter_mut().zip(&mut vectors) {
             scope.spawn(|| {
                 while start.elapsed() < time {
-                    encode(cuda, arena, model, &data, vectors);
+                    encode(cuda, arena, model, (&data, pool), vectors);
                     done.fetch_add(rows, Ordering::Relaxed);
                 }
             });
@@ -224,7 +224,7 @@ fn say_linear(cuda: &Cuda, model: &EncoderWeights<Cuda>, tokens: usize, time: Du
     let batch = pack(&data);
     let mut arena = cuda.plan(spec, batch.tokens()).unwrap();
     let mut vectors = vec![0.0; batch.rows() * spec.hidden];
-    encode(cuda, &mut arena, model, &data, &mut vectors);
+    encode(cuda, &mut arena, model, (&data, MEAN), &mut vectors);
     let (d, inner) = (spec.hidden, spec.intermediate);
     let FeedForward { gated, activation } = spec.feed_forward;
     let (up, up_rows) = match gated {
@@ -245,7 +245,7 @@ fn say_linear(cuda: &Cuda, model: &EncoderWeights<Cuda>, tokens: usize, time: Du
                 let op = LinearOp { weight, input, output, epilogue };
                 cuda.linear(&mut arena, op).unwrap();
             }
-            cuda.pool(&mut arena, POOL, &batch, &mut vectors).unwrap(); // waits
+            cuda.pool(&mut arena, MEAN, &batch, &mut vectors).unwrap(); // waits
             launches += 20;
         }
         let each = start.elapsed().as_secs_f64() / f64::from(launches);
@@ -258,6 +258,7 @@ fn main() {
     let mut options = CudaOptions::default();
     let mut names = Vec::new();
     let (mut profile, mut linear, mut tokens) = (0, 0, 64);
+    let mut pool = MEAN;
     let mut time = Duration::from_millis(700);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -265,6 +266,7 @@ fn main() {
         match &arg[..] {
             "--groups" => options.groups = number() as usize,
             "--tile" => options.tile = Some(number() as usize),
+            "--cls" => pool = CLS,
             "--rowwise" => options.rowwise = Some(number() != 0.0),
             "--flash-longer-than" => options.flash_longer_than = Some(number() as usize),
             "--self-attention" => options.self_attention = Some(number() != 0.0),
@@ -287,7 +289,7 @@ fn main() {
             let mut arena = cuda.plan(&spec, profile * tokens).unwrap();
             let mut vectors = vec![0.0; profile * spec.hidden];
             for _ in 0..2 {
-                encode(&cuda, &mut arena, &model, &data, &mut vectors);
+                encode(&cuda, &mut arena, &model, (&data, pool), &mut vectors);
             }
             continue;
         }
@@ -302,7 +304,7 @@ fn main() {
         let mut found = vec![0.0; data.len() * spec.hidden];
         let mut expected = found.clone();
         let mut arena = cuda.plan(&spec, data.len() * tokens).unwrap();
-        encode(&cuda, &mut arena, &model, &data, &mut found);
+        encode(&cuda, &mut arena, &model, (&data, pool), &mut found);
         let oracle = weights(&Reference, &spec);
         let count = if small { 4 } else { 1 };
         let mut plan = Reference.plan(&spec, 0).unwrap();
@@ -310,7 +312,7 @@ fn main() {
             &Reference,
             &mut plan,
             &oracle,
-            &data[..count],
+            (&data[..count], pool),
             &mut expected[..count * spec.hidden],
         );
         let cosine = worst_cosine(
@@ -333,11 +335,14 @@ fn main() {
         // Of long sequences a batch has fewer.
         let most = (BATCH_TOKENS_MAX / tokens).max(1);
         let small = most.min(32);
-        say(&format!("{small}, one at a time"), rate(&cuda, &model, (small, tokens), 1, time));
+        say(
+            &format!("{small}, one at a time"),
+            rate(&cuda, &model, (small, tokens, pool), 1, time),
+        );
         for workers in [4, 8, 14] {
             say(
                 &format!("{small}, {workers} in flight"),
-                rate(&cuda, &model, (small, tokens), workers, time),
+                rate(&cuda, &model, (small, tokens, pool), workers, time),
             );
         }
         let large: &[usize] = match &name[..] {
@@ -348,7 +353,7 @@ fn main() {
             for workers in [1, 2, 4, 8] {
                 say(
                     &format!("{rows}, {workers} in flight"),
-                    rate(&cuda, &model, (rows, tokens), workers, time),
+                    rate(&cuda, &model, (rows, tokens, pool), workers, time),
                 );
             }
         }

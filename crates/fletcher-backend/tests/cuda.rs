@@ -194,6 +194,35 @@ fn rowwise_layers() {
     }
 }
 
+/// Where pooling takes one token, the last layer goes on with it alone: the vectors are those of
+/// the whole encoder, but for rounding, by every way that layers go.
+#[test]
+fn poolings_by_one_token() {
+    let specs = [
+        conformance::bert_like(384, 12, 1536, 300),
+        conformance::bert_like(768, 12, 1024, 300),
+        conformance::bert_like(96, 3, 200, 300),
+        pre_norm(384, false),
+        pre_norm(768, true),
+        pre_norm(128, true),
+    ];
+    let many: Vec<usize> = (0..150).map(|i| 1 + i * 97 % 130).collect();
+    for spec in &specs {
+        for (precision, tolerance, _) in FORMATS {
+            for rowwise in [None, Some(true), Some(false)] {
+                let options = CudaOptions { precision, rowwise, ..CudaOptions::default() };
+                let Some(cuda) = open(options) else { return };
+                for lengths in [&[300, 3, 64, 17, 1][..], &[64; 40], &many, &[5]] {
+                    let worst = conformance::worst_of_pooled(&cuda, spec, lengths).unwrap();
+                    let what = format!("{} wide, {precision:?}, {rowwise:?}", spec.hidden);
+                    eprintln!("{what}, {} sequences: {worst:e}", lengths.len());
+                    assert!(worst <= tolerance, "{what}: differs by {worst:e}");
+                }
+            }
+        }
+    }
+}
+
 /// The small encoder's kernels for sequences beyond a tile: alone, beside short ones, over the ends
 /// of tiles and blocks of keys, and so many rows that blocks go from tile to tile.
 #[test]
@@ -226,24 +255,26 @@ fn small_encoder_over_long_sequences() {
     }
 }
 
+/// A spec like ModernBERT's, with and without biases.
+fn pre_norm(hidden: usize, biased: bool) -> EncoderSpec {
+    let bert = conformance::bert_like(hidden, hidden / 64, 192, 400);
+    let layer =
+        |window, attention_norm| LayerSpec { window, rotary_theta: 10_000.0, attention_norm };
+    EncoderSpec {
+        layers: vec![layer(None, false), layer(Some(30), true), layer(None, true)],
+        position: Position::Rotary,
+        norm: NormSpec { eps: 1e-5, placement: NormPlacement::Pre },
+        feed_forward: FeedForward { gated: true, activation: Activation::GeluErf },
+        biases: Biases { attention: biased, feed_forward: biased, norm: biased },
+        ..bert
+    }
+}
+
 /// Pre-norm layers by the same kernels, sums and norms apart, by whole rows and by clusters: with
 /// and without biases, rotated where projections are stored and where they stay, over short and
 /// long sequences.
 #[test]
 fn pre_norm_layers() {
-    let pre_norm = |hidden, biased| {
-        let bert = conformance::bert_like(hidden, hidden / 64, 192, 400);
-        let layer =
-            |window, attention_norm| LayerSpec { window, rotary_theta: 10_000.0, attention_norm };
-        EncoderSpec {
-            layers: vec![layer(None, false), layer(Some(30), true), layer(None, true)],
-            position: Position::Rotary,
-            norm: NormSpec { eps: 1e-5, placement: NormPlacement::Pre },
-            feed_forward: FeedForward { gated: true, activation: Activation::GeluErf },
-            biases: Biases { attention: biased, feed_forward: biased, norm: biased },
-            ..bert
-        }
-    };
     let specs = [pre_norm(384, false), pre_norm(768, false), pre_norm(768, true)];
     let many: Vec<usize> = (0..50).map(|i| 1 + i * 97 % 400).collect();
     for (precision, tolerance) in [(Precision::F16, 3e-2), (Precision::Bf16, 2.5e-1)] {

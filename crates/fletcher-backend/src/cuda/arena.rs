@@ -47,8 +47,13 @@ pub struct Arena {
     /// Those of context, state and queries as the `feedforward` kernel has them, if it may be that
     /// kernel's to run.
     pub(super) tiles: Option<[TensorMap; 3]>,
-    /// The batch as the kernels read it.
-    pub(super) batch: DeviceBuffer,
+    /// The batch as the kernels read it …
+    batch: DeviceBuffer,
+    /// … from this word on.
+    batch_at: usize,
+    /// The word from which on the batch is one token of each sequence, as it is to be behind the
+    /// last attention, if no other token's state is wanted, and how many these are.
+    kept: Option<(usize, usize)>,
     /// The batch on its way to the card.
     pub(super) staging: Pinned,
     /// Results on their way back.
@@ -83,9 +88,9 @@ impl Arena {
             let bytes = slot_rows.saturating_mul(stride(width(spec, slot)) * format.bytes());
             device.allocate(bytes, "a worker's activations")
         };
-        // Ids, positions, places, ends, offsets, tiles and four words for each item of work; of
-        // each of these there are at most as many as tokens.
-        let words = HEADER_WORDS + 10 * max_tokens + 64;
+        // Ids, positions, places, ends, offsets, tiles, four words for each item of work, and the
+        // tokens and offsets of what is kept; of each of these there are at most as many as tokens.
+        let words = 2 * HEADER_WORDS + 12 * max_tokens + 64;
         let slots = [
             slot(Slot::Hidden)?,
             slot(Slot::Normed)?,
@@ -129,6 +134,8 @@ impl Arena {
             maps,
             tiles,
             batch: device.allocate(4 * words, "a worker's batch")?,
+            batch_at: 0,
+            kept: None,
             staging: device.allocate_pinned(4 * words)?,
             output: device.allocate_pinned(4 * rows * spec.hidden)?,
             pooled: device.allocate(4 * rows * spec.hidden, "a worker's vectors")?,
@@ -145,12 +152,30 @@ impl Arena {
     pub(super) fn bytes_per_token(spec: &EncoderSpec, format: Format) -> usize {
         let slots = [Slot::Hidden, Slot::Normed, Slot::Qkv, Slot::Context, Slot::Inner];
         let widths: usize = slots.into_iter().map(|slot| stride(width(spec, slot))).sum();
-        widths * format.bytes() + 40
+        widths * format.bytes() + 48
     }
 
     /// A slot's address.
     pub(super) fn slot(&self, slot: Slot) -> u64 {
         self.slots[slot as usize].address()
+    }
+
+    /// Where the kernels find the batch.
+    pub(super) fn batch_address(&self) -> u64 {
+        self.batch.address() + 4 * self.batch_at as u64
+    }
+
+    /// Whether one token of each sequence is all that is wanted behind the last attention.
+    pub(super) fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Goes on with these tokens alone, whose rows are to be the slots' first; tells where the
+    /// kernels find them as a batch.
+    pub(super) fn go_on_with_kept(&mut self) -> Option<u64> {
+        let (at, tokens) = self.kept.take()?;
+        (self.batch_at, self.tokens) = (at, tokens);
+        Some(self.batch_address())
     }
 
     /// A slot's tiles.
@@ -163,11 +188,12 @@ impl Arena {
         stride(width(&self.spec, slot))
     }
 
-    /// Lays a batch out and sends it to the card.
+    /// Lays a batch out and sends it to the card, with the tokens to keep behind the last attention.
     pub(super) fn stage(
         &mut self,
         batch: &PackedBatch,
         position_offset: usize,
+        kept: Option<&[usize]>,
     ) -> Result<(), BackendError> {
         assert!(batch.tokens() <= self.max_tokens, "the batch is larger than the plan");
         // What the last batch's copy or kernel still reads may not change.
@@ -217,6 +243,18 @@ impl Arena {
         let parts = [ids, positions, places, offsets, work, ends, starts];
         for (word, value) in words.iter_mut().zip(counts.into_iter().chain(parts)) {
             *word = value as u32;
+        }
+        self.batch_at = 0;
+        self.kept = kept.map(|kept| (item, kept.len()));
+        if let Some(kept) = kept {
+            let header = [kept.len(), kept.len(), 0, 0, HEADER_WORDS, 0, 0];
+            let offsets = HEADER_WORDS + kept.len();
+            let all = header.into_iter().chain([offsets, 0, 0, 0, 0]);
+            let all = all.chain(kept.iter().copied()).chain(0..=kept.len());
+            for value in all {
+                words[item] = value as u32;
+                item += 1;
+            }
         }
         // SAFETY: the staging buffer is not touched before the wait at the next batch.
         unsafe { self.stream.upload(&self.batch, &self.staging, 4 * item) }

@@ -40,7 +40,7 @@ pub(super) fn launch(
         let arguments = FlashAttentionArguments {
             qkv: arena.map(Slot::Qkv).ok_or_else(none)?,
             context: arena.slot(Slot::Context),
-            batch: arena.batch.address(),
+            batch: arena.batch_address(),
             width: width as i32,
             stride: arena.stride(Slot::Context) as i32,
             window: window(&op),
@@ -60,7 +60,7 @@ pub(super) fn launch(
         qkv: arena.slot(Slot::Qkv),
         context: arena.slot(Slot::Context),
         relative: op.relative.map_or(0, |bias| bias.by_distance.address()),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         heads: heads as i32,
         head_dim: head_dim as i32,
         stride: arena.stride(Slot::Qkv) as i32,

@@ -68,6 +68,7 @@ pub(super) struct Kernels {
     pub(super) attention_tiled: [(usize, Kernel); 3],
     pub(super) pool: Kernel,
     pub(super) widen: Kernel,
+    pub(super) keep: Kernel,
     /// By warpgroups of a block, from one; none in f32.
     pub(super) fused: Vec<Kernel>,
     pub(super) arrange: Kernel,
@@ -408,6 +409,7 @@ impl Kernels {
             attention_tiled: [tiled(32)?, tiled(64)?, tiled(128)?],
             pool: kernel("pool", 0)?,
             widen: kernel("widen", 0)?,
+            keep: kernel("keep", 0)?,
             fused,
             arrange: small.kernel("arrange", 0)?,
             layers,
@@ -573,6 +575,10 @@ arguments! {
     PoolArguments {
         hidden: u64, vectors: u64, batch: u64,
         width: i32, stride: i32, mode: i32, skip: i32, first: i32,
+    }
+    /// `KeepArgs`.
+    KeepArguments {
+        hidden: u64, context: u64, kept: u64, hidden_stride: i32, context_stride: i32,
     }
     /// `WidenArgs`.
     WidenArguments { input: u64, out: u64, batch: u64, width: i32, stride: i32, first: i32, }

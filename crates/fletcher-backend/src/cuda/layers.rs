@@ -36,7 +36,7 @@ pub(super) fn encode(
     cuda.device.enter()?;
     let small = small::prepared(cuda, arena, model)?;
     arena.pending = None;
-    arena.stage(batch, embedding.position_offset)?;
+    arena.stage(batch, embedding.position_offset, None)?;
 
     // The queries' slot is three times as wide as a head's keys and values.
     let qkv = arena.slot(Slot::Qkv);
@@ -53,7 +53,7 @@ pub(super) fn encode(
     for layer in -1..layers as i32 {
         let (from, to) = if layer % 2 == 0 { (even, odd) } else { (odd, even) };
         let arguments = LayersArguments {
-            batch: arena.batch.address(),
+            batch: arena.batch_address(),
             word: embedding.word.address(),
             position: address(&embedding.position),
             token_type: address(&embedding.token_type),

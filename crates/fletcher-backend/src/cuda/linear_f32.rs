@@ -148,7 +148,7 @@ pub(super) fn launch(
         w: halves.0[at],
         bias: address(&op.weight.bias),
         y: arena.slot(op.output),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         k: op.weight.cols as i32,
         columns: columns as i32,
         stride: stride as i32,

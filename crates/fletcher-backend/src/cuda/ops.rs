@@ -1,8 +1,8 @@
 //! The backend's operations: which kernel runs over which slots.
 
 use fletcher_core::backend::{
-    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, LinearOp, LinearSource,
-    NormOp, PoolOp, Slot, self_attention_by_operations,
+    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, Epilogue, LinearOp,
+    LinearSource, NormOp, PoolOp, Pooling, Slot, self_attention_by_operations,
 };
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
@@ -12,8 +12,8 @@ use fletcher_core::weights::{StoredDtype, Tensor};
 use super::arena::Arena;
 use super::device::{DeviceBuffer, Grid};
 use super::kernels::{
-    EmbedArguments, Format, HEAD_DIM_MAX, NormArguments, PoolArguments, ROWWISE_WIDTH,
-    RotaryArguments, TILE, WidenArguments, pooling,
+    EmbedArguments, Format, HEAD_DIM_MAX, KeepArguments, NormArguments, PoolArguments,
+    ROWWISE_WIDTH, RotaryArguments, TILE, WidenArguments, pooling,
 };
 use super::{
     Cuda, Embedding, Linear, Norm, RelativeBias, Rotary, attention, layers, linear, rowwise,
@@ -82,11 +82,11 @@ impl Cuda {
         arena: &mut Arena,
         embedding: &Embedding,
         norm: Option<&Norm>,
-        batch: &PackedBatch,
+        (batch, kept): (&PackedBatch, Option<&[usize]>),
     ) -> Result<(), BackendError> {
         self.device.enter()?;
         arena.pending = None;
-        arena.stage(batch, embedding.position_offset)?;
+        arena.stage(batch, embedding.position_offset, kept)?;
         let arguments = EmbedArguments {
             word: embedding.word.address(),
             position: address(&embedding.position),
@@ -96,7 +96,7 @@ impl Cuda {
                 out: arena.slot(Slot::Hidden),
                 scale: norm.map_or(0, |norm| norm.scale.address()),
                 bias: norm.map_or(0, |norm| address(&norm.bias)),
-                batch: arena.batch.address(),
+                batch: arena.batch_address(),
                 width: arena.spec.hidden as i32,
                 stride: arena.stride(Slot::Hidden) as i32,
                 eps: norm.map_or(0.0, |norm| norm.eps),
@@ -105,6 +105,81 @@ impl Cuda {
         // SAFETY: `EmbedArgs`; the slot has a row per token, ids and positions are checked by the
         // embedder, and weights and arena outlive the wait that ends every batch.
         unsafe { arena.stream.launch(&self.kernels.embed, by_warp(arena.tokens), &arguments) }
+    }
+}
+
+impl Cuda {
+    /// The whole encoder. Behind the last attention it goes on with the tokens that are `kept`, one
+    /// of each sequence, if they are given and the kernels that take the model can: tells whether.
+    fn encode_keeping(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        batch: &PackedBatch,
+        kept: Option<&[usize]>,
+    ) -> Result<bool, BackendError> {
+        let (load, tokens) = self.loads.add(batch.tokens());
+        arena.load = Some(load);
+        arena.in_flight = (tokens / batch.tokens().max(1)).max(1);
+        if small::stage(self, arena, model, batch)? {
+            return Ok(false);
+        }
+        if layers::encode(self, arena, model, batch)? {
+            return Ok(false);
+        }
+        let kept = kept.filter(|_| !model.layers.is_empty());
+        let norm = Some(&model.embedding_norm);
+        self.embed_normed(arena, &model.embedding, norm, (batch, kept))?;
+        if rowwise::encode(self, arena, model, batch, tokens)? {
+            return Ok(kept.is_some());
+        }
+        for (index, layer) in model.layers.iter().enumerate() {
+            if index + 1 == model.layers.len() && arena.keeps() {
+                self.layer_of_kept(arena, model, layer, batch)?;
+            } else {
+                self.layer(arena, model, layer, batch)?;
+            }
+        }
+        if let Some(norm) = &model.final_norm {
+            let (input, output) = (Slot::Hidden, Slot::Hidden);
+            self.norm(arena, NormOp { norm, input, output })?;
+        }
+        Ok(kept.is_some())
+    }
+
+    /// [`Backend::layer`] that goes on with the kept tokens behind its attention.
+    fn layer_of_kept(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        layer: &LayerWeights<Self>,
+        batch: &PackedBatch,
+    ) -> Result<(), BackendError> {
+        let input = self.pre_norm(arena, model, layer.attention_norm.as_ref())?;
+        self.self_attention(arena, model, layer, input, batch)?;
+        self.keep(arena)?;
+        let (weight, epilogue) = (&layer.attention_out, Epilogue::Accumulate);
+        let (input, output) = (Slot::Context, Slot::Hidden);
+        self.linear(arena, LinearOp { weight, input, output, epilogue })?;
+        self.post_norm(arena, model, layer.attention_norm.as_ref())?;
+        self.feed_forward_block(arena, model, layer)
+    }
+
+    /// Makes the kept tokens' rows of state and context the only ones.
+    pub(super) fn keep(&self, arena: &mut Arena) -> Result<(), BackendError> {
+        let Some(kept) = arena.go_on_with_kept() else { return Ok(()) };
+        let strides = [Slot::Hidden, Slot::Context].map(|slot| arena.stride(slot));
+        let arguments = KeepArguments {
+            hidden: arena.slot(Slot::Hidden),
+            context: arena.slot(Slot::Context),
+            kept,
+            hidden_stride: strides[0] as i32,
+            context_stride: strides[1] as i32,
+        };
+        let pieces = strides.iter().sum::<usize>() * self.format.bytes() / 16;
+        let grid = Grid { blocks: (pieces.div_ceil(32), 1), threads: 32, shared_bytes: 0 };
+        // SAFETY: `KeepArgs`; kept tokens are the batch's and rise, rows are whole 16 bytes.
+        unsafe { arena.stream.launch(&self.kernels.keep, grid, &arguments) }
     }
 }
 
@@ -235,7 +310,7 @@ impl Backend for Cuda {
         embedding: &Embedding,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        self.embed_normed(arena, embedding, None, batch)
+        self.embed_normed(arena, embedding, None, (batch, None))
     }
 
     fn linear(&self, arena: &mut Arena, op: LinearOp<'_, Self>) -> Result<(), BackendError> {
@@ -251,7 +326,7 @@ impl Backend for Cuda {
             out: arena.slot(op.output),
             scale: op.norm.scale.address(),
             bias: address(&op.norm.bias),
-            batch: arena.batch.address(),
+            batch: arena.batch_address(),
             width: op.norm.width as i32,
             stride: arena.stride(op.input) as i32,
             eps: op.norm.eps,
@@ -271,7 +346,7 @@ impl Backend for Cuda {
         let arguments = RotaryArguments {
             qkv: arena.slot(Slot::Qkv),
             cos_sin: rotary.cos_sin.address(),
-            batch: arena.batch.address(),
+            batch: arena.batch_address(),
             heads: heads as i32,
             half: half as i32,
             stride: arena.stride(Slot::Qkv) as i32,
@@ -317,27 +392,25 @@ impl Backend for Cuda {
         model: &EncoderWeights<Self>,
         batch: &PackedBatch,
     ) -> Result<(), BackendError> {
-        let (load, tokens) = self.loads.add(batch.tokens());
-        arena.load = Some(load);
-        arena.in_flight = (tokens / batch.tokens().max(1)).max(1);
-        if small::stage(self, arena, model, batch)? {
-            return Ok(());
-        }
-        if layers::encode(self, arena, model, batch)? {
-            return Ok(());
-        }
-        self.embed_normed(arena, &model.embedding, Some(&model.embedding_norm), batch)?;
-        if rowwise::encode(self, arena, model, batch, tokens)? {
-            return Ok(());
-        }
-        for layer in &model.layers {
-            self.layer(arena, model, layer, batch)?;
-        }
-        let (input, output) = (Slot::Hidden, Slot::Hidden);
-        match &model.final_norm {
-            Some(norm) => self.norm(arena, NormOp { norm, input, output }),
-            None => Ok(()),
-        }
+        self.encode_keeping(arena, model, batch, None)?;
+        Ok(())
+    }
+
+    fn encode_pooled(
+        &self,
+        arena: &mut Arena,
+        model: &EncoderWeights<Self>,
+        op: PoolOp,
+        batch: &PackedBatch,
+        vectors: &mut [f32],
+    ) -> Result<(), BackendError> {
+        let kept = op.only_tokens(batch);
+        // One token is all that is left of each sequence then.
+        let op = match self.encode_keeping(arena, model, batch, kept.as_deref())? {
+            true => PoolOp { mode: Pooling::Cls, skip: 0 },
+            false => op,
+        };
+        self.pool(arena, op, batch, vectors)
     }
 
     fn pool(
@@ -362,7 +435,7 @@ impl Backend for Cuda {
             let arguments = PoolArguments {
                 hidden: arena.slot(Slot::Hidden),
                 vectors: if copied { arena.pooled.address() } else { arena.output.address() },
-                batch: arena.batch.address(),
+                batch: arena.batch_address(),
                 width: d as i32,
                 stride: arena.stride(Slot::Hidden) as i32,
                 mode: pooling(op.mode),
@@ -399,13 +472,13 @@ impl Backend for Cuda {
             small::hidden(self, arena)?;
             // From here on the states are in the slot, and the batch as the other kernels read it.
             arena.pending = None;
-            arena.stage(batch, 0)?;
+            arena.stage(batch, 0, None)?;
         }
         for (piece, out) in hidden.chunks_mut(arena.output_values).enumerate() {
             let arguments = WidenArguments {
                 input: arena.slot(Slot::Hidden),
                 out: arena.output.address(),
-                batch: arena.batch.address(),
+                batch: arena.batch_address(),
                 width: d as i32,
                 stride: arena.stride(Slot::Hidden) as i32,
                 first: (piece * arena.output_values / d) as i32,

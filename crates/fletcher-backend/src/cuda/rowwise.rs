@@ -26,6 +26,10 @@ use super::{Cuda, Linear, Norm, self_attention};
 /// columns too.
 const FILLED_MIN: usize = 5;
 
+/// While no more batches like its own are in flight than this, the few rows that are kept of a batch behind
+/// its last attention go by clusters.
+const KEPT_ALONE_MAX: usize = 1;
+
 /// Fewest columns of a first operand: with less, a warp could be a whole tile of rows ahead of
 /// another of its block, and tell a block of its pair twice of itself and not of the other.
 const COLUMNS_MIN: usize = 128;
@@ -91,7 +95,8 @@ pub(super) fn feedforward_takes(spec: &EncoderSpec) -> bool {
 }
 
 /// Runs all layers over an embedded batch if the kernels take the model, while `tokens` tokens are
-/// being encoded in all; tells whether it did.
+/// being encoded in all; tells whether it did. If tokens are to be kept, it goes on with them
+/// behind the last attention.
 pub(super) fn encode(
     cuda: &Cuda,
     arena: &mut Arena,
@@ -101,8 +106,10 @@ pub(super) fn encode(
 ) -> Result<bool, BackendError> {
     let Some(blocks) = blocks_of_row(cuda, model) else { return Ok(false) };
     let filling = cuda.device.limits().multiprocessors / blocks * TILE;
-    let filled = cuda.rowwise.unwrap_or(8 * tokens >= FILLED_MIN * filling);
-    let with_norm = |arena: &Arena, op: RowwiseOp<'_>| match filled {
+    // What is kept of a batch does not fill the card: others do, or its clusters are soonest done.
+    let (full, others) = (8 * tokens >= FILLED_MIN * filling, arena.in_flight > KEPT_ALONE_MAX);
+    let filled = |kept: bool| cuda.rowwise.unwrap_or(full && (!kept || others));
+    let with_norm = |arena: &Arena, kept, op: RowwiseOp<'_>| match filled(kept) {
         true => launch(cuda, arena, blocks, op),
         false => launch_cluster(cuda, arena, op),
     };
@@ -111,11 +118,10 @@ pub(super) fn encode(
         return Ok(true);
     }
     let relative = model.relative_bias.as_ref();
-    let chained = filled && chained(model);
-    let whole = chained && feedforward_takes(&model.spec);
+    let chained = chained(model);
     // A layer ends with the next one's projections where attention does not make them itself.
     let attends = |layer| self_attention::takes(cuda, arena, model, layer, Slot::Hidden);
-    let with_next = chained && !model.layers.iter().all(attends);
+    let with_next = filled(false) && chained && !model.layers.iter().all(attends);
     for (index, layer) in model.layers.iter().enumerate() {
         let Some(attention_norm) = &layer.attention_norm else { return Ok(false) };
         // The projections are there already where the layer before ended with them.
@@ -127,8 +133,10 @@ pub(super) fn encode(
             }
             cuda.attention(arena, AttentionOp { relative, window: layer.window }, batch)?;
         }
+        let kept = keep_behind_last(cuda, arena, model, index)?;
+        let chained = chained && filled(kept);
         let next = model.layers.get(index + 1).filter(|_| with_next);
-        if whole {
+        if chained && feedforward_takes(&model.spec) {
             launch_whole(cuda, arena, layer, attention_norm, next.map(|next| &next.qkv))?;
             continue;
         }
@@ -141,7 +149,7 @@ pub(super) fn encode(
                 false => Then::State,
             },
         };
-        with_norm(arena, op)?;
+        with_norm(arena, kept, op)?;
         if !chained {
             go_up(cuda, arena, model, layer, Slot::Hidden)?;
         }
@@ -153,7 +161,7 @@ pub(super) fn encode(
                 Then::Second(&next.qkv, Slot::Qkv, Activation::Identity)
             }),
         };
-        with_norm(arena, op)?;
+        with_norm(arena, kept, op)?;
     }
     Ok(true)
 }
@@ -165,7 +173,7 @@ fn encode_pre_norm(
     arena: &mut Arena,
     model: &EncoderWeights<Cuda>,
     batch: &PackedBatch,
-    with_norm: impl Fn(&Arena, RowwiseOp<'_>) -> Result<(), BackendError>,
+    with_norm: impl Fn(&Arena, bool, RowwiseOp<'_>) -> Result<(), BackendError>,
 ) -> Result<(), BackendError> {
     let mut input = Slot::Hidden;
     if let Some(norm) = model.layers.first().and_then(|layer| layer.attention_norm.as_ref()) {
@@ -174,13 +182,14 @@ fn encode_pre_norm(
     }
     for (index, layer) in model.layers.iter().enumerate() {
         cuda.self_attention(arena, model, layer, input, batch)?;
+        let kept = keep_behind_last(cuda, arena, model, index)?;
         let op = RowwiseOp {
             input: Slot::Context,
             first: &layer.attention_out,
             norm: &layer.feed_forward_norm,
             then: Then::Apart(Slot::Normed),
         };
-        with_norm(arena, op)?;
+        with_norm(arena, kept, op)?;
         go_up(cuda, arena, model, layer, Slot::Normed)?;
         let next = model.layers.get(index + 1);
         // Nobody needs the sum that the encoder's last norm is of.
@@ -190,7 +199,8 @@ fn encode_pre_norm(
         };
         match norm {
             Some(norm) => {
-                with_norm(arena, RowwiseOp { input: Slot::Inner, first: &layer.down, norm, then })?;
+                let op = RowwiseOp { input: Slot::Inner, first: &layer.down, norm, then };
+                with_norm(arena, kept, op)?;
                 input = Slot::Normed;
             }
             None => {
@@ -202,6 +212,21 @@ fn encode_pre_norm(
         }
     }
     Ok(())
+}
+
+/// Behind the last layer's attention, goes on with the tokens that are kept, if any are: tells
+/// whether it does.
+fn keep_behind_last(
+    cuda: &Cuda,
+    arena: &mut Arena,
+    model: &EncoderWeights<Cuda>,
+    index: usize,
+) -> Result<bool, BackendError> {
+    let keeps = index + 1 == model.layers.len() && arena.keeps();
+    if keeps {
+        cuda.keep(arena)?;
+    }
+    Ok(keeps)
 }
 
 /// The feed-forward network's first half.
@@ -240,7 +265,7 @@ fn launch_cluster(cuda: &Cuda, arena: &Arena, op: RowwiseOp<'_>) -> Result<(), B
         w: maps[at],
         bias: address(&op.first.bias),
         y: arena.slot(Slot::Hidden),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         scale: op.norm.scale.address(),
         shift: address(&op.norm.bias),
         normed,
@@ -295,7 +320,7 @@ fn launch_whole(
         scale2: layer.feed_forward_norm.scale.address(),
         shift2: address(&layer.feed_forward_norm.bias),
         next_bias: next.map_or(0, |next| address(&next.bias)),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         k: layer.attention_out.cols as i32,
         inner: layer.down.cols as i32,
         columns: next.map_or(0, |_| arena.stride(Slot::Qkv)) as i32,
@@ -342,7 +367,7 @@ fn launch(
         second_bias: second.map_or(0, |linear| address(&linear.bias)),
         hidden: arena.slot(Slot::Hidden),
         out: out.map_or(0, |output| arena.slot(output)),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         k: op.first.cols as i32,
         columns: second.and(out).map_or(0, |output| arena.stride(output)) as i32,
         eps: op.norm.eps,

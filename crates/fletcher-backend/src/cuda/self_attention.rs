@@ -99,7 +99,7 @@ pub(super) fn launch(
         bias: address(&qkv.bias),
         cos_sin: layer.rotary.as_ref().map_or(0, |rotary| rotary.cos_sin.address()),
         context: arena.slot(Slot::Context),
-        batch: arena.batch.address(),
+        batch: arena.batch_address(),
         k: qkv.cols as i32,
         width: width as i32,
         stride: arena.stride(Slot::Context) as i32,

@@ -435,6 +435,34 @@ template <class T> DEVICE void widen(const WidenArgs& p) {
     p.out[(u64)blockIdx.x * p.width + c] = load1((const T*)p.in + (u64)token * p.stride + c);
 }
 
+// The rows of state and context of the tokens that are kept become the first ones, in place: tokens rise,
+// and a thread has the same 16 bytes of every row, so that what it overwrites it has read.
+struct KeepArgs {
+  void *hidden, *context;
+  const Batch* kept; // its ids are tokens of the batch before
+  int hidden_stride, context_stride;
+};
+
+template <class T> DEVICE void keep(const KeepArgs& p) {
+  constexpr int PIECE = 16 / sizeof(T), GROUP = 16;
+  int piece = blockIdx.x * blockDim.x + threadIdx.x;
+  int hidden = p.hidden_stride / PIECE, context = p.context_stride / PIECE;
+  if (piece >= hidden + context) return;
+  uint4* column = piece < hidden ? (uint4*)p.hidden + piece : (uint4*)p.context + (piece - hidden);
+  u64 stride = piece < hidden ? hidden : context;
+  const u32* from = part(p.kept, p.kept->ids);
+  int rows = p.kept->tokens;
+  for (int first = 0; first < rows; first += GROUP) {
+    uint4 held[GROUP];
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i)
+      if (first + i < rows) held[i] = column[from[first + i] * stride];
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i)
+      if (first + i < rows) column[(first + i) * stride] = held[i];
+  }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Entry points.
 
@@ -457,7 +485,8 @@ template <class T> DEVICE void widen(const WidenArgs& p) {
   ENTRY(rotary, name, 256, 1, RotaryArgs, rotary<T>)                        \
   ENTRY(attention_plain, name, 128, 1, AttentionArgs, attention_plain<T>)   \
   ENTRY(pool, name, 128, 1, PoolArgs, pool<T>)                              \
-  ENTRY(widen, name, 128, 1, WidenArgs, widen<T>)
+  ENTRY(widen, name, 128, 1, WidenArgs, widen<T>)                           \
+  ENTRY(keep, name, 32, 1, KeepArgs, keep<T>)
 FORMAT(Half, f16)
 FORMAT(Bf16, bf16)
 FORMAT(float, f32)
