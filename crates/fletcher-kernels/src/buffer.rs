@@ -96,14 +96,22 @@ impl<T: Number> std::fmt::Debug for AlignedBuffer<T> {
 
 /// Asks for numbers that will be read soon, where the instruction set has a way to.
 pub(crate) fn prefetch<T: Number>(numbers: &[T]) {
-    #[cfg(target_arch = "x86_64")]
     for line in numbers.chunks(LINE / size_of::<T>()) {
+        prefetch_line(line.as_ptr().cast());
+    }
+}
+
+/// Asks for the line of an address, which need not be one.
+#[inline(always)]
+pub(crate) fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: part of the x86-64 baseline, and only a hint.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = numbers;
+    let _ = address;
 }
 
 #[cfg(test)]

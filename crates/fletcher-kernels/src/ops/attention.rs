@@ -412,6 +412,7 @@ unsafe fn attend<L: Lanes, E: Element>(
                     a_stride: left_stride,
                     b: head.keys.add(first * words),
                     b_stride: panel,
+                    ahead: None,
                 };
                 let words = Words { to: head.scores.add(first), stride };
                 tile::run::<L, _>(E::FORMAT, &scores, &words);
@@ -598,6 +599,7 @@ impl<E: Element> Kernel for Weigh<'_, E> {
                     a_stride: head.layout.score_stride * size_of::<f32>(),
                     b: head.values.add(start * head.value_stride + first),
                     b_stride: head.value_stride,
+                    ahead: None,
                 };
                 let words = Words { to: sums.0.as_mut_ptr(), stride: panel };
                 tile::run::<L, _>(E::FORMAT, &product, &words);

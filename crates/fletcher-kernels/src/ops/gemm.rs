@@ -28,7 +28,7 @@ use crate::isa::{Isa, Lanes, TILE_VECTORS};
 use crate::number::{Bf16, Element, Format, RowScale};
 use crate::ops::activation::Activation;
 use crate::ops::quantize;
-use crate::ops::tile::{Heights, MAX_SUMS, Pairs, Product, Quads, Singles, Sums, Tile};
+use crate::ops::tile::{Heights, Lines, MAX_SUMS, Pairs, Product, Quads, Singles, Sums, Tile};
 
 /// Bytes of input that a block of rows may hold: with the panel and the outputs in flight they fit
 /// the 1 MiB of L2 that the smaller current server cores have.
@@ -327,13 +327,17 @@ unsafe fn tiles<L: Lanes, E: Element, P: Product>(
             let narrow = !linear.shape.gated && columns <= L::WIDTH;
             let vectors = if narrow { 1 } else { TILE_VECTORS };
             let (mut row, mut heights) = (start, Heights::at_most(most, rows));
-            let mut ahead = Ahead::new(&linear.weight, weight.len(), (p + 1, heights.tiles()));
+            let tiles = heights.tiles();
+            let mut ahead = Ahead::new(&linear.weight, weight.len(), (p + 1, tiles), beside);
             while let Some(height) = heights.next() {
-                ahead.next();
+                let lines = match beside {
+                    true => ahead.at_once(),
+                    false => ahead.by_step(linear.words()),
+                };
                 // SAFETY: rows row..row+height are inside x and y, columns p*step.. inside y, the
                 // panel holds k words of its width, and the sums fit MAX_SUMS.
                 unsafe {
-                    let product = tile_of(g, weight, (row, height), vectors);
+                    let product = tile_of(g, weight, (row, height), vectors, lines);
                     let at = p * panel;
                     let store = Store::<E, P> {
                         sums: sums[turn].0.as_mut_ptr(),
@@ -373,32 +377,47 @@ const AHEAD_WEIGHT_BYTES_MIN: usize = 128 << 10;
 /// text's few rows, asking held the products up by a sixth.
 const AHEAD_TILES_MIN: usize = 4;
 
-/// The next panel, asked for in parts while the tiles of the present one are multiplied.
+/// The next panel, asked for while the tiles of the present one are multiplied: it is in the cache
+/// that all cores share as often as not, and in f32 not even there.
 ///
-/// Products of bytes take a panel of 12 KiB in ten microseconds, as often as not from the cache
-/// that all cores share: on MiniLM waiting for it took 4 % of the products' time. Where a panel has
-/// no room beside another, asking only made others' lines leave, by 3 to 7 %.
-struct Ahead<'a>(std::slice::Chunks<'a, f32>);
+/// A line with each step of a product is a fortieth of MiniLM's time less in int8, and in the wider
+/// formats a fiftieth while one core is at it and nothing while both are. Where other work stands
+/// between the steps already, they have no room for that: then a part of the panel is asked for in
+/// front of each tile, if it has room beside the present one. Asked for so, larger panels only made
+/// others' lines leave, by 3 to 7 %.
+struct Ahead<'a> {
+    rest: &'a [f32],
+    part: usize,
+}
 
 impl<'a> Ahead<'a> {
-    /// Asks for the panel of this number beside so many tiles.
+    /// Asks for the panel of this number while there are so many tiles, some with other work.
     #[inline(always)]
-    fn new(weight: &'a [f32], panel: usize, (number, tiles): (usize, usize)) -> Self {
-        let bytes = |words: usize| words * size_of::<f32>();
+    fn new(weight: &'a [f32], panel: usize, (number, tiles): (usize, usize), beside: bool) -> Self {
         let wanted = tiles >= AHEAD_TILES_MIN
-            && bytes(panel) <= AHEAD_PANEL_BYTES_MAX
-            && bytes(weight.len()) >= AHEAD_WEIGHT_BYTES_MIN;
+            && size_of_val(weight) >= AHEAD_WEIGHT_BYTES_MIN
+            && (!beside || panel * size_of::<f32>() <= AHEAD_PANEL_BYTES_MAX);
         let next = weight.get(number * panel..(number + 1) * panel).filter(|_| wanted);
         let part = panel.div_ceil(tiles.max(1)).next_multiple_of(LINE / size_of::<f32>());
-        Self(next.unwrap_or(&[]).chunks(part))
+        Self { rest: next.unwrap_or(&[]), part }
     }
 
-    /// Asks for the next part.
+    /// Asks for the next tile's part.
     #[inline(always)]
-    fn next(&mut self) {
-        if let Some(part) = self.0.next() {
-            prefetch(part);
-        }
+    fn at_once(&mut self) -> Option<Lines> {
+        let (part, rest) = self.rest.split_at(self.part.min(self.rest.len()));
+        prefetch(part);
+        self.rest = rest;
+        None
+    }
+
+    /// Lines for a product of so many steps to ask for.
+    #[inline(always)]
+    fn by_step(&mut self, steps: usize) -> Option<Lines> {
+        let lines = (!self.rest.is_empty()).then(|| Lines::from(self.rest.as_ptr().cast()));
+        let asked = steps.saturating_mul(LINE / size_of::<f32>());
+        self.rest = &self.rest[asked.min(self.rest.len())..];
+        lines
     }
 }
 
@@ -412,10 +431,11 @@ unsafe fn tile_of(
     panel: &[f32],
     (row, rows): (usize, usize),
     vectors: usize,
+    ahead: Option<Lines>,
 ) -> Tile {
     let k = g.linear.words();
     let a_stride = g.x_stride * size_of::<f32>() / g.linear.format.per_word();
     // SAFETY: the caller guarantees the row.
     let a = unsafe { g.x.start().add(row * a_stride) };
-    Tile { rows, vectors, k, a, a_stride, b: panel.as_ptr(), b_stride: panel.len() / k }
+    Tile { rows, vectors, k, a, a_stride, b: panel.as_ptr(), b_stride: panel.len() / k, ahead }
 }

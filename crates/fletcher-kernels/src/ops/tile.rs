@@ -8,6 +8,7 @@
 
 use std::marker::PhantomData;
 
+use crate::buffer::{LINE, prefetch_line};
 use crate::isa::{Kernel, Lanes, TILE_VECTORS};
 use crate::number::Format;
 
@@ -35,6 +36,37 @@ pub(crate) struct Tile {
     pub(crate) b: *const f32,
     /// Distance between its rows, in words.
     pub(crate) b_stride: usize,
+    /// What to ask memory for meanwhile; nothing while there is work beside the product.
+    pub(crate) ahead: Option<Lines>,
+}
+
+/// Lines of memory that are asked for one by one, each with a step of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lines {
+    first: *const u8,
+    /// Bytes from one to the next.
+    apart: usize,
+}
+
+impl Lines {
+    /// Those from here on.
+    pub(crate) fn from(first: *const u8) -> Self {
+        Self { first, apart: LINE }
+    }
+
+    /// Those of a tile. Without any, one that it reads anyway, again and again: so that there is
+    /// one loop for all.
+    #[inline(always)]
+    fn of(tile: &Tile) -> Self {
+        tile.ahead.unwrap_or(Self { first: tile.b.cast(), apart: 0 })
+    }
+
+    /// Asks for the next one.
+    #[inline(always)]
+    fn ask(&mut self) {
+        prefetch_line(self.first);
+        self.first = self.first.wrapping_add(self.apart);
+    }
 }
 
 /// What becomes of a tile's sums, which are still in registers.
@@ -217,8 +249,9 @@ unsafe fn unrolled<L: Lanes, P: Product, S: Sink, const ROWS: usize, const VECTO
     // inside the tile.
     unsafe {
         let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
-        let (mut a, mut b) = (tile.a, tile.b);
+        let (mut a, mut b, mut ahead) = (tile.a, tile.b, Lines::of(tile));
         for _ in 0..tile.k {
+            ahead.ask();
             step::<L, P, ROWS, VECTORS>(&mut sums, (a, tile.a_stride), b);
             a = a.add(4);
             b = b.add(tile.b_stride);
