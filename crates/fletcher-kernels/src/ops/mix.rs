@@ -2,12 +2,15 @@
 //!
 //! A byte's step is a 255th of its row's range, so one large column costs all others their digits,
 //! and the states and weights of real models have such columns. A Hadamard matrix spreads every
-//! column over `order` of them with signs: mixed rows look like normal deviates, whose range is
-//! half of what it was. Both operands of a product are mixed, the weight once when it is packed,
-//! and the product is the same, since `(H w / order) (H x) = w x`.
+//! column over 16 of them with signs: mixed rows look like normal deviates, whose range is half of
+//! what it was. Both operands of a product are mixed, the weight once when it is packed, and the
+//! product is the same, since `(H w / 16) (H x) = w x`.
 //!
-//! Mixed are the columns that are `columns / order` apart, so that vectors of neighbouring columns
-//! are mixed by additions alone, in one order on every instruction set.
+//! A row is cut into 16 blocks, or 8, and the columns at the same place of each are mixed, so that
+//! vectors of neighbouring columns are mixed by additions alone, in one order on every instruction
+//! set. Blocks of whole vectors waste nothing, and 384 columns have no 16 of these: they are cut
+//! into 24, which makes three mixtures of 8 blocks. Half of each then meets the other half of the
+//! next, and every column is a sum of 16 with signs here too.
 
 use std::hint::black_box;
 
@@ -27,13 +30,13 @@ pub(crate) fn blocks(columns: usize) -> usize {
     let suits = |(blocks, whole): &(usize, usize)| {
         columns.is_multiple_of(blocks * whole) && columns / blocks >= APART_MIN
     };
-    // Blocks of whole vectors first: others end with one that does again what is done.
+    // Blocks of whole vectors first: others end with a vector half of which is done twice.
     let all = [(16, APART_MIN), (24, APART_MIN), (16, 1), (8, 1)];
     let mixed = (COLUMNS_MIN..=COLUMNS_MAX).contains(&columns);
     all.into_iter().filter(|_| mixed).find(suits).map_or(1, |(blocks, _)| blocks)
 }
 
-/// How often each block meets another.
+/// How often each block meets another: columns are mixed with 2 to this power.
 const fn levels(blocks: usize) -> usize {
     match blocks {
         8 => 3,
