@@ -81,9 +81,10 @@ pub(crate) unsafe fn quantize<L: Lanes>(q: &mut Quantize<'_>) {
 /// As [`quantize`]; `x` is the first element.
 #[inline(always)]
 unsafe fn rows<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
-    // SAFETY: the caller's guarantees are passed on, and the orders are the columns'.
+    // SAFETY: the caller's guarantees are passed on, and the blocks are the columns'.
     unsafe {
-        match mix::order(q.columns) {
+        match mix::blocks(q.columns) {
+            24 => mixed::<L, E, 24>(x, q),
             16 => mixed::<L, E, 16>(x, q),
             8 => mixed::<L, E, 8>(x, q),
             _ => plain::<L, E>(x, q),
@@ -116,9 +117,9 @@ unsafe fn plain<L: Lanes, E: Element>(x: *const E, q: &mut Quantize<'_>) {
 /// Rows that are mixed.
 ///
 /// # Safety
-/// As [`rows`]; `ORDER` is the order of the columns.
+/// As [`rows`]; `BLOCKS` is how many the columns have.
 #[inline(always)]
-unsafe fn mixed<L: Lanes, E: Element, const ORDER: usize>(x: *const E, q: &mut Quantize<'_>) {
+unsafe fn mixed<L: Lanes, E: Element, const BLOCKS: usize>(x: *const E, q: &mut Quantize<'_>) {
     let mut room = Mixed([MaybeUninit::uninit(); mix::COLUMNS_MAX]);
     let group_rows = (GROUP_COLUMNS / q.columns).clamp(1, GROUP);
     for first in (0..q.rows).step_by(group_rows) {
@@ -129,7 +130,7 @@ unsafe fn mixed<L: Lanes, E: Element, const ORDER: usize>(x: *const E, q: &mut Q
             let room = room.0.as_mut_ptr().cast::<f32>();
             for row in group.clone() {
                 let to = room.add((row - first) * q.columns);
-                let range = mix::mix_row::<L, E, ORDER>(x.add(row * q.x_stride), q.columns, to);
+                let range = mix::mix_row::<L, E, BLOCKS>(x.add(row * q.x_stride), q.columns, to);
                 q.scales[row] = scale(range);
             }
             for row in group {

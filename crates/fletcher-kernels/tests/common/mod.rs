@@ -23,18 +23,24 @@ pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
 /// Mixes a row as bytes are, by the definition of `ops::mix`.
 pub(crate) fn mixed(row: &[f32]) -> Vec<f32> {
     let columns = row.len();
-    let suits = |order: &usize| columns.is_multiple_of(*order) && columns / order >= 16;
-    let order =
-        [16, 8].into_iter().find(suits).filter(|_| (192..=8192).contains(&columns)).unwrap_or(1);
-    let (apart, mut values) = (columns / order, row.to_vec());
-    for distance in [1, 2, 4, 8].into_iter().filter(|&distance| distance < order) {
+    let suits = |(blocks, whole): &(usize, usize)| {
+        columns.is_multiple_of(blocks * whole) && columns / blocks >= 16
+    };
+    let all = [(16, 16), (24, 16), (16, 1), (8, 1)].into_iter();
+    let blocks = all.filter(|_| (192..=8192).contains(&columns)).find(suits).map_or(1, |b| b.0);
+    let (apart, mut values) = (columns / blocks, row.to_vec());
+    // The other block and whether this one is the first of the two.
+    let by_bit = |block: usize, bit: usize| (block ^ bit, block & bit == 0);
+    let by_third = |block: usize| ((block + 12) % 24, block % 8 < 4);
+    for bit in [1, 2, 4, 8].into_iter().filter(|&bit| bit < blocks) {
         let before = values.clone();
         for (at, value) in values.iter_mut().enumerate() {
-            let partner = before[((at / apart) ^ distance) * apart + at % apart];
-            *value = match (at / apart) & distance {
-                0 => before[at] + partner,
-                _ => partner - before[at],
+            let (partner, first) = match (blocks, bit) {
+                (24, 8) => by_third(at / apart),
+                _ => by_bit(at / apart, bit),
             };
+            let partner = before[partner * apart + at % apart];
+            *value = if first { before[at] + partner } else { partner - before[at] };
         }
     }
     values
