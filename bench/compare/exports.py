@@ -1,8 +1,9 @@
 """ONNX and OpenVINO forms of a BERT folder, made when first asked for and kept beside the model.
 
-The graph holds mean pooling and L2 normalisation, is fused by ONNX Runtime's transformer optimiser,
-and is quantised as each project recommends: dynamically and per channel for ONNX Runtime, weights and
-activations by NNCF with 300 calibration texts for OpenVINO.
+The graph holds pooling, by the first token or the mean as the folder says, and L2 normalisation. It is
+fused by ONNX Runtime's transformer optimiser, and quantised as each project recommends: dynamically
+and per channel for ONNX Runtime, weights and activations by NNCF with 300 calibration texts for
+OpenVINO.
 """
 
 import json
@@ -18,6 +19,7 @@ def onnx(folder: Path) -> Path:
     import torch
     from transformers import AutoModel
 
+    first = pairing.pools_first(folder)
     inner = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
     class Embedding(torch.nn.Module):
@@ -28,8 +30,9 @@ def onnx(folder: Path) -> Path:
         def forward(self, input_ids, attention_mask, token_type_ids):
             hidden = self.inner(input_ids, attention_mask, token_type_ids).last_hidden_state
             weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-            return mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            mean = lambda: (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+            pooled = hidden[:, 0] if first else mean()
+            return pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     ids = torch.randint(1000, 2000, (2, 24))
     mask = torch.ones_like(ids)

@@ -97,6 +97,11 @@ class BatchPeer(Peer):
         return out
 
 
+def pools_first(folder: Path) -> bool:
+    """Whether the model pools by the first token; else by the mean."""
+    return json.loads((folder / "1_Pooling/config.json").read_text())["pooling_mode_cls_token"]
+
+
 def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     mask = np.zeros_like(ids)

@@ -16,6 +16,7 @@ class PyTorch(pairing.BatchPeer):
     def __init__(self, folder, precision: str) -> None:
         super().__init__(folder)
         torch.set_num_threads(pairing.THREADS)
+        self.first = pairing.pools_first(folder)
         self.bf16 = precision == "bf16"
         self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -26,8 +27,9 @@ class PyTorch(pairing.BatchPeer):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             weight = mask.unsqueeze(-1).float()
-            mean = (hidden * weight).sum(1) / weight.sum(1)
-            return torch.nn.functional.normalize(mean, dim=-1).numpy()
+            mean = lambda: (hidden * weight).sum(1) / weight.sum(1)
+            pooled = hidden[:, 0] if self.first else mean()
+            return torch.nn.functional.normalize(pooled, dim=-1).numpy()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ class Tei(pairing.Peer):
             self.port = free.getsockname()[1]
         read = self.links.name if self.links else folder
         command = [program, "--model-id", read, "--port", str(self.port), "--hostname", "127.0.0.1"]
-        command += ["--pooling", "mean", "--dtype", "float32", "--auto-truncate"]
+        pooling = "cls" if pairing.pools_first(folder) else "mean"
+        command += ["--pooling", pooling, "--dtype", "float32", "--auto-truncate"]
         command += ["--tokenization-workers", str(pairing.THREADS), "--max-client-batch-size", "64"]
         environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": "AVX512_E4"}
         null = subprocess.DEVNULL
