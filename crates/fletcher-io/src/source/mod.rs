@@ -160,8 +160,8 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
         (SourceInput::Path(path), None) => match SourceFormat::from_path(path) {
             Ok(format) => format,
             Err(problem) => {
-                // Of a file that is not there the format is no matter.
-                std::fs::metadata(path).map_err(|e| context.io(e))?;
+                // Of a file that is not there, or is a folder, the format is no matter.
+                Bytes::open(path).map_err(|e| context.io(e))?;
                 return Err(SourceError::Format { file: context.file, problem });
             }
         },
