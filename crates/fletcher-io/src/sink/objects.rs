@@ -5,9 +5,9 @@
 //! Whole and broken numbers together are `Float64` if it holds them all; different scalars,
 //! numbers without a type that holds them all, and keys that are always null, are `Utf8`, which
 //! takes any scalar as it is written. Of a key that an object repeats the last value counts, as for
-//! Python's `json`, pandas and jq, but all of them must fit. A later object with another key, or with a value that its
-//! column cannot hold as it is, does not fit: it is an error that names the line and the field or,
-//! when errors are skipped, a row that keeps only the fields that fit.
+//! Python's `json`, pandas and jq, but all of them must fit. A later object with another key, or
+//! with a value that its column cannot hold as it is, does not fit: it is an error that names the
+//! line and the field or, when errors are skipped, a row that keeps only the fields that fit.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
