@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{
+    NonEmptyStringValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fletcher_backend::DeviceChoice;
 use fletcher_core::backend::Precision;
@@ -183,10 +185,12 @@ pub(crate) struct ServeArgs {
 
     /// Name of the model in answers [default: as given to --model]
     #[arg(long, value_name = "NAME", env = "FLETCHER_SERVED_NAME")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) served_name: Option<String>,
 
     /// Other names that requests may use for the model; `*` for any
     #[arg(long, value_name = "NAME", env = "FLETCHER_ALIAS", value_delimiter = ',')]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) alias: Vec<String>,
 
     /// Keys of which requests must bring one, each plain or as sha256:HEX

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use sha2::{Digest, Sha256};
@@ -121,10 +122,32 @@ fn with_defaults(file: &Path, text: &str) -> Result<clap::Command, Failure> {
                 hint: Some("keys are the long names of `fletcher serve --help`".into()),
             });
         }
+        check_value(file, &key, &values)?;
         command = command
             .mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_values(values)));
     }
     Ok(command)
+}
+
+/// Lets the flag's own rules look at a value by itself, so that what is wrong with it is told of
+/// the file and not of a command line that nobody typed.
+fn check_value(file: &Path, key: &str, values: &[String]) -> Result<(), Failure> {
+    let alone = without_empty_variables(Cli::command(), |_| true);
+    let typed = values.iter().map(|value| format!("--{key}={value}"));
+    let line = ["fletcher".to_owned(), "serve".to_owned()].into_iter().chain(typed);
+    match alone.try_get_matches_from(line) {
+        Err(error)
+            if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) =>
+        {
+            let error = error.to_string();
+            let message = error.lines().take_while(|line| !line.is_empty());
+            let message = message.map(str::trim).collect::<Vec<_>>().join(" ");
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            Err(Failure::input(format!("{}: `{key}`: {message}", file.display())))
+        }
+        // That options need others is looked at when all are there.
+        _ => Ok(()),
+    }
 }
 
 fn words(value: &Value) -> Option<Vec<String>> {
@@ -276,6 +299,9 @@ mod tests {
             ("http = 'nowhere'", "neither HOST:PORT"),
             ("[http]\na = 1", "must be a text"),
             ("http = ", "f.toml"),
+            ("max-rows = 'x'", "f.toml: `max-rows`: invalid value 'x'"),
+            ("log-level = 'loud'", "f.toml: `log-level`: invalid value 'loud'"),
+            ("alias = ['a', '']", "f.toml: `alias`:"),
         ] {
             let said = serve(file, &[]).unwrap_err();
             assert!(
