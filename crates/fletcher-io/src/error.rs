@@ -26,6 +26,16 @@ pub enum SourceError {
         #[source]
         problem: UnknownFormat,
     },
+    /// The first bytes are those of something that is not read as it is.
+    #[error("{file} is {found}; {remedy}")]
+    Foreign {
+        /// The path, or "standard input".
+        file: String,
+        /// What it is, with its article.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The text column is not there.
     #[error(
         "{file} has no column {column:?}; its columns are {}; name the text column",

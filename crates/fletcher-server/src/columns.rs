@@ -2,6 +2,7 @@
 //! and rows stay in order.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
@@ -9,7 +10,7 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use fletcher_core::embedder::Prompt;
 use fletcher_core::text::Overlong;
-use serde::Deserialize;
+use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use crate::answer::Answer;
 use crate::error::RequestError;
@@ -21,7 +22,7 @@ use crate::service::{RequestOptions, Service};
 const PART_ROWS: usize = 4096;
 
 /// What a client can say about its batches.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
 #[serde(default)]
 pub(crate) struct ColumnOptions {
     /// The column of texts [default: `text`].
@@ -36,36 +37,46 @@ pub(crate) struct ColumnOptions {
 }
 
 /// A boolean, as JSON writes it or as a query string does.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum Flag {
-    Value(bool),
-    Word(Word),
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Word {
-    True,
-    False,
-}
-
-impl Flag {
-    fn get(self) -> bool {
-        matches!(self, Flag::Value(true) | Flag::Word(Word::True))
-    }
-}
+#[derive(Debug, Clone, Copy)]
+struct Flag(bool);
 
 /// A number, as JSON writes it or as a query string does.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Number {
-    Value(usize),
-    Text(String),
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Number(pub(crate) usize);
+
+/// Takes either from its own kind of value or from a text that spells it.
+macro_rules! spelt {
+    ($name:ident, $expected:literal, $visit:ident: $kind:ty) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Spelt;
+                impl Visitor<'_> for Spelt {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    fn $visit<E: de::Error>(self, value: $kind) -> Result<$name, E> {
+                        self.visit_str(&value.to_string())
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        let bad = |_| E::invalid_value(Unexpected::Str(text), &self);
+                        text.parse().map($name).map_err(bad)
+                    }
+                }
+                deserializer.deserialize_any(Spelt)
+            }
+        }
+    };
 }
 
+spelt!(Flag, "true or false", visit_bool: bool);
+spelt!(Number, "a whole number from 0", visit_u64: u64);
+
 /// What becomes of a row without a vector.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnError {
     /// It fails the batch.
@@ -100,8 +111,7 @@ pub(crate) struct Embedded {
 impl ColumnOptions {
     /// Parses the JSON that Flight clients send along.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        let bad = |error| RequestError::invalid(format!("the options are malformed: {error}"));
-        serde_json::from_slice(json).map_err(bad)
+        crate::json::parse("the message of options", json)
     }
 
     /// Checks the options against a schema.
@@ -118,21 +128,14 @@ impl ColumnOptions {
             let message = format!("there are two columns `{text_name}`; rename one");
             return Err(RequestError::invalid(message));
         }
-        let dimensions = match &self.dimensions {
-            None => None,
-            Some(Number::Value(value)) => Some(*value),
-            Some(Number::Text(text)) => Some(text.parse().map_err(|_| {
-                RequestError::invalid(format!("dimensions is `{text}`, not a whole number"))
-            })?),
-        };
         let options = RequestOptions {
             prompt: self.prompt_name.clone().map(Prompt::Named),
-            overlong: self.truncate.map(|truncate| match truncate.get() {
+            overlong: self.truncate.map(|Flag(truncate)| match truncate {
                 true => Overlong::Truncate,
                 false => Overlong::Error,
             }),
-            normalize: self.normalize.map(Flag::get),
-            dimensions,
+            normalize: self.normalize.map(|Flag(normalize)| normalize),
+            dimensions: self.dimensions.map(|Number(dimensions)| dimensions),
             ..RequestOptions::default()
         };
         let dim = service.dim_for(&options)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::fb_to_schema;
 use arrow::ipc::reader::{read_dictionary, read_record_batch};
@@ -29,6 +29,8 @@ const DECOMPRESSED_MAX: u64 = 1 << 30;
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     schema: Option<SchemaRef>,
+    /// Whether a column has a union somewhere.
+    has_unions: bool,
     dictionaries: HashMap<i64, ArrayRef>,
 }
 
@@ -44,7 +46,13 @@ impl Decoder {
         metadata: &[u8],
         body: Bytes,
     ) -> Result<Option<RecordBatch>, ArrowError> {
-        let outcome = quietly(|| self.decode(metadata, &Buffer::from(body)));
+        let body = match self.has_unions {
+            // A union's offsets must be aligned, or `arrow` panics; other buffers that frames have
+            // left unaligned it copies itself.
+            true => Buffer::from_slice_ref(&body[..]),
+            false => Buffer::from(body),
+        };
+        let outcome = quietly(|| self.decode(metadata, &body));
         outcome.unwrap_or_else(|| Err(damage("it is damaged")))
     }
 
@@ -67,7 +75,10 @@ impl Decoder {
                 if !schema.endianness().equals_to_target_endianness() {
                     return Err(damage("its byte order is not this machine's"));
                 }
-                self.schema = Some(Arc::new(fb_to_schema(schema)));
+                let schema = fb_to_schema(schema);
+                let is_union = |field: &&Field| matches!(field.data_type(), DataType::Union(..));
+                self.has_unions = schema.flattened_fields().iter().any(is_union);
+                self.schema = Some(Arc::new(schema));
                 Ok(None)
             }
             MessageHeader::RecordBatch => {
@@ -157,4 +168,44 @@ fn cut_short() -> ArrowError {
 
 fn damage(message: impl Into<String>) -> ArrowError {
     ArrowError::IpcError(message.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Array, AsArray, Int64Array, StructArray, UnionArray};
+    use arrow::datatypes::{Int64Type, UnionFields};
+    use arrow::ipc::writer::StreamWriter;
+
+    use super::*;
+
+    /// Frames begin anywhere in the memory that they were received in.
+    #[test]
+    fn unions_are_read_wherever_they_lie() {
+        let kinds = UnionFields::from_fields([
+            Field::new("a", DataType::Int64, false),
+            Field::new("b", DataType::Int64, false),
+        ]);
+        let children: [ArrayRef; 2] =
+            [vec![1, 2], vec![3]].map(|numbers| Arc::new(Int64Array::from(numbers)) as ArrayRef);
+        let (ids, offsets) = (vec![0, 1, 0].into(), vec![0, 0, 1].into());
+        let union = UnionArray::try_new(kinds, ids, Some(offsets), children.into()).unwrap();
+        let field = Arc::new(Field::new("u", union.data_type().clone(), false));
+        let deep = StructArray::from(vec![(field, Arc::new(union.clone()) as ArrayRef)]);
+        let columns: [(_, ArrayRef); 2] = [("flat", Arc::new(union)), ("deep", Arc::new(deep))];
+        for column in columns {
+            let batch = RecordBatch::try_from_iter([column]).unwrap();
+            let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
+            writer.write(&batch).unwrap();
+            let stream = writer.into_inner().unwrap();
+            for shift in 0..8 {
+                let shifted = Bytes::from([vec![0; shift], stream.clone()].concat());
+                let (_, batches) = read_stream(shifted.slice(shift..)).unwrap();
+                assert_eq!(batches[0].column(0).len(), 3);
+                if let Some(union) = batches[0].column(0).as_union_opt() {
+                    let value = |row| union.value(row).as_primitive::<Int64Type>().value(0);
+                    assert_eq!([0, 1, 2].map(value), [1, 3, 2]);
+                }
+            }
+        }
+    }
 }

@@ -28,6 +28,7 @@ mod hash;
 mod http;
 pub mod inputs;
 mod ipc;
+mod json;
 mod listen;
 pub mod metrics;
 pub mod server;

@@ -5,6 +5,7 @@
 //! same, and its work is cancelled.
 
 use std::future::Future;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -119,9 +120,15 @@ impl Listener {
                 Ok(Self { socket: Socket::Tcp(socket), address })
             }
             Address::Unix(path) => {
-                // A socket that nobody answers on is left over from a process that was killed.
+                // A socket that nobody answers on is left over from a process that was killed. A
+                // file refuses connections, too, and stays.
                 let stale = tokio::net::UnixStream::connect(path).await;
                 if matches!(&stale, Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused) {
+                    let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
+                    if !kind.is_socket() {
+                        let message = "it is there already, and no socket; name another path";
+                        return Err(failed(std::io::Error::other(message)));
+                    }
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 let socket = UnixListener::bind(path).map_err(failed)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
@@ -87,7 +87,12 @@ impl TlsFiles {
         };
         let certs = certificates(&self.cert)?;
         let key = PrivateKeyDer::from_pem_file(&self.key);
-        let key = key.map_err(|error| bad(&self.key, error.to_string()))?;
+        let key = key.map_err(|error| match error {
+            pem::Error::NoItemsFound => {
+                bad(&self.key, "holds no private key, or one that a password protects".into())
+            }
+            other => bad(&self.key, other.to_string()),
+        })?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -105,13 +110,19 @@ impl TlsFiles {
             }
         };
         let config = builder.with_single_cert(certs, key);
-        let mut config = config.map_err(|error| bad(&self.cert, error.to_string()))?;
+        let mut config = config.map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                bad(&self.cert, format!("the key in {} is another's", self.key.display()))
+            }
+            other => bad(&self.cert, other.to_string()),
+        })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ServeError> {
+/// The certificates of a file, of which there is one at least.
+pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ServeError> {
     let bad = |message: String| ServeError::Tls { file: file.display().to_string(), message };
     let read = CertificateDer::pem_file_iter(file).map_err(|error| bad(error.to_string()))?;
     let certs: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?;

@@ -116,6 +116,41 @@ fn what_cannot_be_served_is_named() {
     assert!(answer.text().contains("`gzip`; send it uncompressed"), "{}", answer.text());
 }
 
+/// A client's error is in the words of its dialect, not in Rust's.
+#[test]
+fn a_malformed_request_is_told_field_and_value() {
+    let server = Setup::default().start();
+    for (path, body, says) in [
+        ("/v1/embeddings", json!({}), "`input` is missing"),
+        ("/v1/embeddings", json!(["a"]), "not an object"),
+        ("/v1/embeddings", json!({ "input": "a", "dimensions": "x" }), "`dimensions`: a whole"),
+        (
+            "/v1/embeddings",
+            json!({ "input": "a", "encoding_format": 5 }),
+            "`encoding_format`: a str",
+        ),
+        ("/embed", json!({ "inputs": "a", "truncate": "x" }), "`truncate`: true or false is"),
+        ("/embed_all", json!({ "inputs": "a", "truncation_direction": "up" }), "there is no `up`"),
+        ("/similarity", json!({ "inputs": { "sentences": [] } }), "`source_sentence` is missing"),
+        ("/v2/embed", json!({ "texts": ["a", 2] }), "`texts[1]`: a string is expected, not 2"),
+        ("/v2/embed", json!({ "texts": ["a"], "truncate": "MID" }), "there is no `MID`, expected"),
+        ("/api/embed", json!({ "input": [["a"]] }), "`input[0]"),
+        ("/api/embeddings", json!({ "prompt": ["a"] }), "`prompt`: a string is expected"),
+    ] {
+        let answer = server.post(path, &body);
+        assert!(answer.status == 400 || answer.status == 422, "{path} {body}: {}", answer.status);
+        let text = answer.text().to_string();
+        assert!(text.contains(says), "{path} {body}: {text}");
+        let rust =
+            ["struct", "variant", "untagged", "u32", "usize", "enum", "sequence", "Semantic"];
+        assert!(rust.iter().all(|word| !text.contains(word)), "{path} {body}: {text}");
+    }
+    let answer = server.post_with("/encode", &[], &[0xa0]);
+    assert!(answer.text().contains("a list is expected, not an object"), "{}", answer.text());
+    let answer = server.post_with("/encode?dimensions=x", &[], &[0x81, 0x61, b'a']);
+    assert!(answer.text().contains("`dimensions`: a whole number"), "{}", answer.text());
+}
+
 #[test]
 fn a_bad_text_is_its_own_error_where_the_client_can_take_it() {
     let server = Setup::default().start();
@@ -353,7 +388,9 @@ fn cbor_and_arrow() {
         ("column=nope", "there are: n, text"),
         ("column=n", "must hold strings"),
         ("vector_column=n", "there is a column"),
-        ("dimensions=x", "not a whole number"),
+        ("dimensions=x", "`dimensions`: a whole number from 0 is expected, not the string"),
+        ("truncate=perhaps", "`truncate`: true or false is expected, not the string"),
+        ("on_error=stop", "`on_error`: there is no `stop`, expected `fail` or `null`"),
         ("dimensions=99", "must be from 1"),
     ] {
         let refused = server.post_with(&format!("/encode/arrow?{query}"), &[], &body);

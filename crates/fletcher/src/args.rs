@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{
+    NonEmptyStringValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fletcher_backend::DeviceChoice;
 use fletcher_core::backend::Precision;
@@ -104,11 +106,11 @@ pub(crate) struct EmbedArgs {
     pub(crate) input: Option<PathBuf>,
 
     /// Format of the input [default: from the extension; lines for standard input]
-    #[arg(long, value_name = "FORMAT", value_parser = source_format())]
+    #[arg(long, value_name = "FORMAT", value_parser = source_format(), conflicts_with = "texts")]
     pub(crate) input_format: Option<SourceFormat>,
 
     /// Column (or JSON key) that holds the text [default: text]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "texts")]
     pub(crate) column: Option<String>,
 
     /// File to write; `-` is standard output
@@ -183,10 +185,12 @@ pub(crate) struct ServeArgs {
 
     /// Name of the model in answers [default: as given to --model]
     #[arg(long, value_name = "NAME", env = "FLETCHER_SERVED_NAME")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) served_name: Option<String>,
 
     /// Other names that requests may use for the model; `*` for any
     #[arg(long, value_name = "NAME", env = "FLETCHER_ALIAS", value_delimiter = ',')]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) alias: Vec<String>,
 
     /// Keys of which requests must bring one, each plain or as sha256:HEX
@@ -397,9 +401,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
 
-    /// Column (or JSON key) that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub(crate) column: String,
+    /// Column (or JSON key) that holds the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) column: Option<String>,
 
     /// How often to embed the file
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
@@ -409,8 +413,8 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     pub(crate) latency: bool,
 
-    /// Tokens of the texts for --latency
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "16,128,512", value_parser = at_least_one)]
+    /// Tokens of the texts for --latency [default: of 16, 128 and 512 what the model takes]
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = at_least_one)]
     pub(crate) latency_tokens: Vec<usize>,
 
     /// Embed for this long (`90s`, `10m`, `2h`) and watch memory and throughput

@@ -55,6 +55,12 @@ pub(crate) fn hub() -> HubConfig {
     HubConfig::from_vars(|name| std::env::var(name).ok())
 }
 
+/// A variable of the environment.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub(crate) fn variable(name: &std::ffi::OsStr) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
 /// Keeps Mesa's layer that picks a default GPU from asking the desktop where there is none: it
 /// writes a line to standard error then, into the program's own. We number adapters ourselves.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]

@@ -9,6 +9,7 @@ mod bench;
 mod commands;
 mod config;
 mod failure;
+mod idle_options;
 mod model;
 mod options_file;
 mod output;

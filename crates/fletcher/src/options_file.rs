@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use sha2::{Digest, Sha256};
@@ -13,21 +15,29 @@ use toml::Value;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::{config, idle_options};
 
 /// Options that make no sense in the file, and are not printed.
 const NOT_IN_FILE: [&str; 4] = ["config", "print_config", "help", "version"];
+
+/// Options that keep others out.
+const GUARDS: [&str; 5] = ["api_key", "api_key_file", "tls_cert", "tls_key", "tls_client_ca"];
 
 /// Stands for what is not shown.
 const HIDDEN: &str = "(hidden)";
 
 /// Reads the command line, and for `serve` the file that it names.
 pub(crate) fn parse() -> Result<Cli, Failure> {
-    let mut matches = Cli::command().get_matches();
+    let mut matches = grammar().get_matches();
     let file = matches.subcommand_matches("serve").and_then(|m| m.get_one::<PathBuf>("config"));
     if let Some(file) = file.cloned() {
         let text = std::fs::read_to_string(&file)
             .map_err(|error| Failure::input(format!("{}: {error}", file.display())))?;
         matches = with_defaults(&file, &text)?.get_matches();
+    }
+    if let Some((name, command)) = matches.subcommand() {
+        idle_options::refuse(name, command)?;
+        refuse_empty_guards(command, is_empty_variable)?;
     }
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let (Command::Serve(args), Some(serve)) =
@@ -38,12 +48,62 @@ pub(crate) fn parse() -> Result<Cli, Failure> {
     Ok(cli)
 }
 
+/// The command line's grammar. A variable that is empty counts as absent, which is what scripts
+/// and manifests mean by `FLETCHER_MODEL=""`; this is the one place that decides it for options,
+/// as `HubConfig::from_vars` does for the hub's variables.
+fn grammar() -> clap::Command {
+    without_empty_variables(Cli::command(), is_empty_variable)
+}
+
+fn is_empty_variable(arg: &clap::Arg) -> bool {
+    arg.get_env().and_then(config::variable).is_some_and(|value| value.is_empty())
+}
+
+/// Refuses an empty variable of an option that keeps others out, unless the option was typed: a
+/// secret that was not filled in must not open the server.
+fn refuse_empty_guards(
+    command: &ArgMatches,
+    is_empty: impl Fn(&clap::Arg) -> bool,
+) -> Result<(), Failure> {
+    let cli = Cli::command();
+    let serve = cli.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    let guards = serve.filter(|arg| GUARDS.contains(&arg.get_id().as_str()));
+    let typed = |arg: &&clap::Arg| {
+        let id = arg.get_id().as_str();
+        // Of another command, which has no such option.
+        let none = command.try_contains_id(id).is_err();
+        none || command.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    match guards.filter(|arg| !typed(arg)).find(|arg| is_empty(arg)) {
+        None => Ok(()),
+        Some(arg) => Err(Failure::Input {
+            message: format!(
+                "{} is empty, and what it should hold keeps others out",
+                arg.get_env().unwrap_or_default().display()
+            ),
+            hint: Some("fill it in, or unset it to serve without".into()),
+        }),
+    }
+}
+
+/// The grammar without the variables that `is_empty` finds.
+fn without_empty_variables(
+    command: clap::Command,
+    is_empty: impl Fn(&clap::Arg) -> bool + Copy,
+) -> clap::Command {
+    let forget = |arg: clap::Arg| match is_empty(&arg) {
+        true => arg.env(Resettable::Reset),
+        false => arg,
+    };
+    command.mut_subcommands(|command| command.mut_args(forget))
+}
+
 /// The command line's grammar with the file's values as defaults.
 fn with_defaults(file: &Path, text: &str) -> Result<clap::Command, Failure> {
     let name = file.display();
     let options: toml::Table =
         text.parse().map_err(|error| Failure::input(format!("{name}: {error}")))?;
-    let mut command = Cli::command();
+    let mut command = grammar();
     for (key, value) in options {
         let values = words(&value).ok_or_else(|| {
             Failure::input(format!(
@@ -62,10 +122,32 @@ fn with_defaults(file: &Path, text: &str) -> Result<clap::Command, Failure> {
                 hint: Some("keys are the long names of `fletcher serve --help`".into()),
             });
         }
+        check_value(file, &key, &values)?;
         command = command
             .mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_values(values)));
     }
     Ok(command)
+}
+
+/// Lets the flag's own rules look at a value by itself, so that what is wrong with it is told of
+/// the file and not of a command line that nobody typed.
+fn check_value(file: &Path, key: &str, values: &[String]) -> Result<(), Failure> {
+    let alone = without_empty_variables(Cli::command(), |_| true);
+    let typed = values.iter().map(|value| format!("--{key}={value}"));
+    let line = ["fletcher".to_owned(), "serve".to_owned()].into_iter().chain(typed);
+    match alone.try_get_matches_from(line) {
+        Err(error)
+            if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) =>
+        {
+            let error = error.to_string();
+            let message = error.lines().take_while(|line| !line.is_empty());
+            let message = message.map(str::trim).collect::<Vec<_>>().join(" ");
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            Err(Failure::input(format!("{}: `{key}`: {message}", file.display())))
+        }
+        // That options need others is looked at when all are there.
+        _ => Ok(()),
+    }
 }
 
 fn words(value: &Value) -> Option<Vec<String>> {
@@ -176,6 +258,26 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_variable_is_none() {
+        // Set where tests run, as is no option's; here it stands for one.
+        let named = |id: &'static str, variable: &'static str| {
+            Cli::command().mut_subcommand("embed", move |command| {
+                command.mut_arg(id, |arg| arg.env(variable))
+            })
+        };
+        let parse = |command: clap::Command| {
+            let matches = command.try_get_matches_from(["fletcher", "embed", "a"]).unwrap();
+            let embed = matches.subcommand_matches("embed").unwrap();
+            embed.get_one::<String>("model").cloned().unwrap()
+        };
+        let path = std::ffi::OsStr::new("CARGO_MANIFEST_DIR");
+        let command = named("model", "CARGO_MANIFEST_DIR");
+        assert_ne!(parse(command.clone()), "default");
+        let empty = |arg: &clap::Arg| arg.get_env() == Some(path);
+        assert_eq!(parse(without_empty_variables(command, empty)), "default");
+    }
+
+    #[test]
     fn numbers_that_cannot_be_meant_are_refused() {
         for line in [
             ["--max-bodies-mb", "99999999999999999"],
@@ -197,6 +299,9 @@ mod tests {
             ("http = 'nowhere'", "neither HOST:PORT"),
             ("[http]\na = 1", "must be a text"),
             ("http = ", "f.toml"),
+            ("max-rows = 'x'", "f.toml: `max-rows`: invalid value 'x'"),
+            ("log-level = 'loud'", "f.toml: `log-level`: invalid value 'loud'"),
+            ("alias = ['a', '']", "f.toml: `alias`:"),
         ] {
             let said = serve(file, &[]).unwrap_err();
             assert!(

@@ -37,6 +37,7 @@ fn mistakes_end_it_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("keys");
     std::fs::write(&empty, "# none\n").unwrap();
+    let keys = empty.to_str().unwrap();
     for (args, says) in [
         (&["--http", "nowhere"][..], "HOST:PORT"),
         (&["--http", "256.0.0.1:80"], "cannot listen"),
@@ -46,6 +47,16 @@ fn mistakes_end_it_with_2() {
         (&["--api-key", "sha256:12"], "64 hexadecimal digits"),
         (&["--forward", "grpc://127.0.0.1:1"], "--dataset"),
         (&["--forward", "nowhere", "--dataset", "d"], "grpc://HOST:PORT"),
+        (&["--forward", "grpc://h:1/path", "--dataset", "d"], "a host and a port alone"),
+        (&["--forward", "grpc://u:p@h:1", "--dataset", "d"], "--forward-token"),
+        (&["--forward", "grpc://h:1", "--dataset", ""], "name is empty"),
+        (&["--forward", "grpc://h:1", "--dataset", "d", "--forward-ca", keys], "not encrypted"),
+        (
+            &["--forward", "grpc+tls://h:1", "--dataset", "d", "--forward-ca", keys],
+            "no certificate",
+        ),
+        (&["--served-name", ""], "--served-name"),
+        (&["--http", &format!("unix:{keys}")], "no socket"),
         (&["--deadline", "0"], "--deadline"),
         (&["--otlp-ratio", "2"], "from 0 to 1"),
         (&["--cors-origin", "example.org"], "https://example.org:8443"),
@@ -63,6 +74,7 @@ fn mistakes_end_it_with_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert!(stderr.contains(says), "{args:?}: {stderr}");
     }
+    assert_eq!(std::fs::read(&empty).unwrap(), b"# none\n", "a file is not taken for a socket");
 }
 
 #[test]

@@ -133,9 +133,50 @@ enum Input {
     Objects(ObjectColumns),
     Columns {
         schema: SchemaRef,
-        /// The columns whose dictionaries must be replaced by their values, and by which type.
-        plain: Vec<(usize, DataType)>,
+        /// The columns that are written as another type than they have.
+        recast: Vec<(usize, Recast)>,
     },
+}
+
+/// How a column is written that the output cannot hold as it is.
+struct Recast {
+    /// Its type with dictionaries replaced by their values, where they must be.
+    plain: DataType,
+    /// Its type in the output.
+    written: DataType,
+}
+
+impl Recast {
+    /// `None` for a type that the output holds.
+    fn of(data_type: &DataType, format: SinkFormat, keep: fn(&DataType) -> bool) -> Option<Self> {
+        let plain = replaced(data_type, &|data_type| match data_type {
+            DataType::Dictionary(_, values) if !keep(values) => Some(values.as_ref().clone()),
+            _ => None,
+        });
+        // As Arrow's other writers do: Parquet has days, and its writer here would make plain
+        // numbers of these milliseconds, which nobody would know for dates.
+        let days = |data_type: &DataType| match data_type {
+            DataType::Date64 if format == SinkFormat::Parquet => Some(DataType::Date32),
+            _ => None,
+        };
+        let written = replaced(&plain, &days);
+        (written != *data_type).then_some(Self { plain, written })
+    }
+
+    fn column(&self, name: &str, column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+        let plain = cast(column, &self.plain)?;
+        if self.written == self.plain {
+            return Ok(plain);
+        }
+        let written = cast(&plain, &self.written)?;
+        match cast(&written, &self.plain)? == plain {
+            true => Ok(written),
+            false => Err(ArrowError::CastError(format!(
+                "column {name:?} has dates (date64) with a time of day, which Parquet has not; \
+                 write arrow or jsonl, or make them timestamps"
+            ))),
+        }
+    }
 }
 
 impl Columns {
@@ -158,12 +199,11 @@ impl Columns {
                     SinkFormat::Parquet => is_no_view,
                     _ => |_: &DataType| true,
                 };
-                let fields = schema.fields().iter().enumerate();
-                let plain = fields
-                    .map(|(index, field)| (index, plain_type(field.data_type(), keep)))
-                    .filter(|(index, plain)| plain != schema.field(*index).data_type())
-                    .collect();
-                Input::Columns { schema: schema.clone(), plain }
+                let recast = |(index, field): (usize, &FieldRef)| {
+                    Some((index, Recast::of(field.data_type(), format, keep)?))
+                };
+                let recast = schema.fields().iter().enumerate().filter_map(recast).collect();
+                Input::Columns { schema: schema.clone(), recast }
             }
         };
         Self { input, context, metadata }
@@ -200,10 +240,11 @@ impl Columns {
             (Input::Objects(objects), Payload::Objects(rows)) => {
                 objects.columns(rows, self.context.on_error, &mut errors)?
             }
-            (Input::Columns { plain, .. }, Payload::Columns(batch)) => {
+            (Input::Columns { schema, recast }, Payload::Columns(batch)) => {
                 let mut columns = batch.columns().to_vec();
-                for (index, data_type) in plain.iter() {
-                    columns[*index] = cast(&columns[*index], data_type).map_err(unsupported)?;
+                for (index, recast) in recast {
+                    let name = schema.field(*index).name();
+                    columns[*index] = recast.column(name, &columns[*index]).map_err(unsupported)?;
                 }
                 columns
             }
@@ -234,11 +275,11 @@ impl Columns {
                 (vec![id, field(TEXT_COLUMN, DataType::Utf8, skip)], HashMap::new())
             }
             Input::Objects(objects) => (objects.fields(), HashMap::new()),
-            Input::Columns { schema, plain } => {
+            Input::Columns { schema, recast } => {
                 let mut fields = schema.fields().to_vec();
-                for (index, data_type) in plain {
-                    let replaced = fields[*index].as_ref().clone();
-                    fields[*index] = Arc::new(replaced.with_data_type(data_type.clone()));
+                for (index, Recast { written, .. }) in recast {
+                    let field = fields[*index].as_ref().clone();
+                    fields[*index] = Arc::new(field.with_data_type(written.clone()));
                 }
                 (fields, schema.metadata().clone())
             }
@@ -288,19 +329,24 @@ fn is_no_view(values: &DataType) -> bool {
     !matches!(values, DataType::Utf8View | DataType::BinaryView)
 }
 
-/// A type with dictionaries replaced by their values, but for those whose values `keep` admits.
-fn plain_type(data_type: &DataType, keep: fn(&DataType) -> bool) -> DataType {
-    let plain = |field: &FieldRef| -> FieldRef {
-        let data_type = plain_type(field.data_type(), keep);
+/// A type with others in the places of those that `replace` has something for.
+fn replaced(data_type: &DataType, replace: &dyn Fn(&DataType) -> Option<DataType>) -> DataType {
+    let within = |field: &FieldRef| -> FieldRef {
+        let data_type = replaced(field.data_type(), replace);
         Arc::new(field.as_ref().clone().with_data_type(data_type))
     };
+    if let Some(other) = replace(data_type) {
+        return replaced(&other, replace);
+    }
     match data_type {
-        DataType::Dictionary(_, values) if !keep(values) => plain_type(values, keep),
-        DataType::List(item) => DataType::List(plain(item)),
-        DataType::LargeList(item) => DataType::LargeList(plain(item)),
-        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(plain(item), *size),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain).collect()),
-        DataType::Map(entries, sorted) => DataType::Map(plain(entries), *sorted),
+        DataType::Dictionary(key, values) => {
+            DataType::Dictionary(key.clone(), replaced(values, replace).into())
+        }
+        DataType::List(item) => DataType::List(within(item)),
+        DataType::LargeList(item) => DataType::LargeList(within(item)),
+        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(within(item), *size),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(within).collect()),
+        DataType::Map(entries, sorted) => DataType::Map(within(entries), *sorted),
         other => other.clone(),
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! Arrow's JSON reader makes 1 of 1.75 where a column is of whole numbers, 7 of the text "007",
 //! and 9007199254740992 of 9007199254740993 where a column is `Float64`. Here these do not fit.
+//! Numbers are judged as they are written, since `serde_json` rounds those beyond 64 bits, too.
 
 use std::fmt;
 
 use arrow::datatypes::{DataType, Fields, Schema};
+use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
-use crate::sink::shapes::is_double;
+use crate::sink::shapes::{Written, is_double};
 
 /// Whole numbers up to here are all in `Float64`, so that one written with a fraction or an
 /// exponent (`1.0`, `1e3`) is what it says.
@@ -63,23 +66,20 @@ struct Place<'a> {
     problem: &'a mut Option<String>,
 }
 
-impl Place<'_> {
-    /// Checks a number or a text in this place. Objects and lists where a scalar stands, and the
-    /// other way round, are the decoder's to refuse.
-    fn scalar<E: Error>(
-        self,
-        value: impl fmt::Display,
-        fits: impl FnOnce(&DataType) -> bool,
-    ) -> Result<(), E> {
-        match self.kind {
-            Kind::Number(data_type) if !fits(data_type) => {
-                let field = self.field;
-                *self.problem =
-                    Some(format!("field '{field}': {value} would change as {data_type}"));
-                Err(E::custom("does not fit"))
-            }
-            _ => Ok(()),
-        }
+/// Whether a column of this type of numbers holds a value that is written so. Objects and lists
+/// where a scalar stands are the decoder's to refuse.
+fn holds(data_type: &DataType, value: &str) -> bool {
+    let Some(number) = Written::of(value) else {
+        // A text would be parsed, and "007" become 7.
+        return !value.starts_with('"');
+    };
+    match (number, data_type) {
+        (Written::Whole(whole), DataType::Float64) => is_double(whole),
+        (Written::Whole(whole), DataType::UInt64) => u64::try_from(whole).is_ok(),
+        (Written::Whole(whole), _) => i64::try_from(whole).is_ok(),
+        (Written::Fraction(_), DataType::Float64) => true,
+        (Written::Fraction(number), _) => number.fract() == 0.0 && number.abs() <= DOUBLE_WHOLE,
+        (Written::Long | Written::Huge, _) => false,
     }
 }
 
@@ -87,7 +87,15 @@ impl<'de> DeserializeSeed<'de> for Place<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+        let Kind::Number(data_type) = self.kind else { return deserializer.deserialize_any(self) };
+        // As it is written: a number that was parsed may have been rounded.
+        let value = <&RawValue>::deserialize(deserializer)?.get();
+        if holds(data_type, value) {
+            return Ok(());
+        }
+        let (field, what) = (self.field, if value.starts_with('"') { "the text " } else { "" });
+        *self.problem = Some(format!("field '{field}': {what}{value} would change as {data_type}"));
+        Err(D::Error::custom("does not fit"))
     }
 }
 
@@ -106,29 +114,20 @@ impl<'de> Visitor<'de> for Place<'_> {
         Ok(())
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.scalar(format_args!("the text {text:?}"), |_| false)
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_i64<E: Error>(self, whole: i64) -> Result<(), E> {
-        self.scalar(whole, |data_type| match data_type {
-            DataType::Float64 => is_double(whole.into()),
-            DataType::UInt64 => whole >= 0,
-            _ => true,
-        })
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_u64<E: Error>(self, whole: u64) -> Result<(), E> {
-        self.scalar(whole, |data_type| match data_type {
-            DataType::Float64 => is_double(whole.into()),
-            DataType::Int64 => i64::try_from(whole).is_ok(),
-            _ => true,
-        })
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        let whole = number.fract() == 0.0 && number.abs() <= DOUBLE_WHOLE;
-        self.scalar(number, |data_type| *data_type == DataType::Float64 || whole)
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {

@@ -4,9 +4,10 @@
 //! `Boolean`, `Int64` (`UInt64` where a number needs it), `Float64`, `Utf8`, `List`, `Struct`.
 //! Whole and broken numbers together are `Float64` if it holds them all; different scalars,
 //! numbers without a type that holds them all, and keys that are always null, are `Utf8`, which
-//! takes any scalar as it is written. A later object with another key, or with a value that its
-//! column cannot hold as it is, does not fit: it is an error that names the line and the field or,
-//! when errors are skipped, a row that keeps only the fields that fit.
+//! takes any scalar as it is written. Of a key that an object repeats the last value counts, as for
+//! Python's `json`, pandas and jq, but all of them must fit. A later object with another key, or
+//! with a value that its column cannot hold as it is, does not fit: it is an error that names the
+//! line and the field or, when errors are skipped, a row that keeps only the fields that fit.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,13 +19,12 @@ use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder;
 use arrow::record_batch::RecordBatch;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::chunk::OnError;
 use crate::error::SinkError;
 use crate::sink::exact;
-use crate::sink::shapes::{Shape, nullable};
+use crate::sink::shapes::{Entries, Shape, nullable};
 use crate::texts::Objects;
 
 pub(super) struct ObjectColumns {
@@ -145,8 +145,8 @@ fn decode(schema: &SchemaRef, objects: &[Cow<'_, str>]) -> Result<RecordBatch, A
 
 /// The object with only the keys that fit the columns each by itself.
 fn fitting_part(schema: &SchemaRef, object: &str) -> String {
-    let Ok(entries) = serde_json::from_str::<Entries>(object) else { return EMPTY.to_owned() };
-    let fits = |(name, value): &(String, Box<RawValue>)| {
+    let Ok(entries) = serde_json::from_str::<Entries<'_>>(object) else { return EMPTY.to_owned() };
+    let fits = |(name, value): &(Cow<'_, str>, &RawValue)| {
         let name = serde_json::to_string(name).ok()?;
         let entry = format!("{name}:{}", value.get());
         decode(schema, &[format!("{{{entry}}}").into()]).ok().map(|_| entry)
@@ -154,40 +154,9 @@ fn fitting_part(schema: &SchemaRef, object: &str) -> String {
     format!("{{{}}}", entries.0.iter().filter_map(fits).collect::<Vec<_>>().join(","))
 }
 
-/// An object's entries as written, in order.
-struct Entries(Vec<(String, Box<RawValue>)>);
-
-impl<'de> serde::Deserialize<'de> for Entries {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-        impl<'de> serde::de::Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(EntriesVisitor)
-    }
-}
-
 /// The columns of some objects. The text column is `Utf8` whatever stands in it.
 fn infer(rows: &Objects, text_column: &str) -> Schema {
-    let shapes = rows.iter().filter_map(|object| {
-        let value = serde_json::from_str::<Value>(object?).ok()?;
-        Some(Shape::of(&value))
-    });
+    let shapes = rows.iter().flatten().filter_map(Shape::of);
     let all = shapes.fold(Shape::Object(Vec::new()), Shape::and);
     let DataType::Struct(fields) = all.data_type() else { return Schema::empty() };
     let mut fields: Vec<FieldRef> = fields

@@ -50,6 +50,25 @@ impl Bytes {
         Ok((head, all))
     }
 
+    /// As [`Self::peek`], but of a stream only what one read brings: whoever types a line waits for
+    /// its vector, and types no second one.
+    pub(super) fn peek_some(self, count: usize) -> io::Result<(Vec<u8>, Self)> {
+        match self {
+            Self::File(_) => self.peek(count as u64),
+            Self::Stream(mut rest) => {
+                let mut head = vec![0; count];
+                let read = loop {
+                    match rest.read(&mut head) {
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        read => break read?,
+                    }
+                };
+                head.truncate(read);
+                Ok((head.clone(), Self::Stream(Box::new(Cursor::new(head).chain(rest)))))
+            }
+        }
+    }
+
     /// The bytes in order.
     pub(super) fn into_reader(self) -> Box<dyn Read + Send> {
         match self {

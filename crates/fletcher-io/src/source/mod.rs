@@ -15,6 +15,7 @@ mod arrow;
 mod bytes;
 mod columns;
 mod csv;
+mod first_bytes;
 mod ipc_reader;
 mod jsonl;
 mod line_blocks;
@@ -155,23 +156,23 @@ pub fn open_source(options: SourceOptions) -> Result<Box<dyn Source>, SourceErro
     let SourceOptions { input, format, text_column, on_error, limits, threads } = options;
     let threads = threads::resolve(threads);
     let context = SourceContext { file: input.name(), text_column, on_error, limits, threads };
-    let format = match (&input, format) {
-        (_, Some(format)) => format,
-        (SourceInput::Path(path), None) => match SourceFormat::from_path(path) {
-            Ok(format) => format,
-            Err(problem) => {
-                // Of a file that is not there the format is no matter.
-                std::fs::metadata(path).map_err(|e| context.io(e))?;
-                return Err(SourceError::Format { file: context.file, problem });
-            }
-        },
-        (SourceInput::Stdin | SourceInput::Texts(_), None) => SourceFormat::Lines,
-    };
-    let bytes = match input {
+    let (bytes, format) = match input {
         SourceInput::Texts(texts) => return Ok(Box::new(texts::Texts::new(texts, limits))),
-        SourceInput::Path(path) => Bytes::open(&path).map_err(|e| context.io(e))?,
-        SourceInput::Stdin => Bytes::Stream(Box::new(io::stdin())),
+        SourceInput::Path(path) => {
+            // Of a file that is not there, or is a folder, the format is no matter.
+            let bytes = Bytes::open(&path).map_err(|e| context.io(e))?;
+            (bytes, format.map_or_else(|| SourceFormat::from_path(&path), Ok))
+        }
+        SourceInput::Stdin => {
+            (Bytes::Stream(Box::new(io::stdin())), Ok(format.unwrap_or(SourceFormat::Lines)))
+        }
     };
+    let (head, bytes) = bytes.peek_some(first_bytes::COUNT).map_err(|e| context.io(e))?;
+    let file = || context.file.clone();
+    if let Some((found, remedy)) = first_bytes::foreign(&head, format.as_ref().ok().copied()) {
+        return Err(SourceError::Foreign { file: file(), found, remedy });
+    }
+    let format = format.map_err(|problem| SourceError::Format { file: file(), problem })?;
     Ok(match format {
         SourceFormat::Lines => Box::new(lines::open(bytes, context)),
         SourceFormat::Jsonl => Box::new(jsonl::open(bytes, context)),

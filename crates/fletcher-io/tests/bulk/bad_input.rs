@@ -354,3 +354,25 @@ fn taken_column_names_name_their_remedy() {
     let got = run_to(parquet, "o.parquet", Some("score"), false).unwrap_err();
     assert!(got.contains("already has a column \"score\"; choose another"), "{got}");
 }
+
+/// Whatever the policy for bad rows: these have no rows at all.
+#[test]
+fn a_compressed_file_is_told_as_one() {
+    let folder = Folder::new();
+    let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00";
+    for (name, content, says) in [
+        ("a.jsonl", &gzip[..], "compressed by gzip; unpack it first"),
+        ("a.csv", gzip, "compressed by gzip"),
+        ("a.parquet", gzip, "compressed by gzip"),
+        ("a.jsonl.gz", gzip, "compressed by gzip"),
+        ("b.jsonl", b"PAR1\x15\x04\x15\x10", "is a Parquet file; name the input format"),
+        ("b.csv", b"\xff\xfet\0e\0x\0t\0\n\0", "is text in UTF-16; convert it to UTF-8"),
+    ] {
+        let input = folder.write(name, content);
+        let options = SourceOptions { on_error: OnError::Skip, ..source_options(&input) };
+        let options = SourceOptions { format: None, ..options };
+        let error = open_source(options).err().expect(name);
+        assert!(error.to_string().contains(says), "{name}: {error}");
+        assert!(error.to_string().contains(&input.display().to_string()), "{name}: {error}");
+    }
+}

@@ -2,7 +2,11 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::sync::Arc;
 
+use arrow::array::{ArrayRef, AsArray, Date32Array, Date64Array, StringArray, StructArray};
+use arrow::datatypes::{DataType, Field};
+use arrow::record_batch::RecordBatch;
 use fletcher_io::{
     OnError, SinkError, SinkOptions, SourceInput, Vectors, create_sink, open_source,
 };
@@ -204,4 +208,32 @@ mod pipes {
             reader.join().unwrap();
         }
     }
+}
+
+/// Parquet's dates are days; milliseconds would come out as plain numbers.
+#[test]
+fn dates_in_milliseconds_are_days_in_parquet() {
+    const DAY: i64 = 86_400_000;
+    let folder = Folder::new();
+    let batch = |at: i64| {
+        let dates = Date64Array::from(vec![Some(0), None, Some(at)]);
+        let field = Arc::new(Field::new("at", DataType::Date64, true));
+        let deep = StructArray::from(vec![(field, Arc::new(dates.clone()) as ArrayRef)]);
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+        let (dates, deep): (ArrayRef, ArrayRef) = (Arc::new(dates), Arc::new(deep));
+        let columns = [("at", dates, true), ("deep", deep, true), ("text", text, true)];
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+    };
+    let input = folder.write_batch("in.arrow", &batch(-19_000 * DAY), 3);
+    let output = folder.path("out.parquet");
+    run(source_options(&input), sink_options(&output)).unwrap();
+    let read = read_batch(&output);
+    let days: ArrayRef = Arc::new(Date32Array::from(vec![Some(0), None, Some(-19_000)]));
+    assert_eq!(read.column(0), &days);
+    assert_eq!(read.column(1).as_struct().column(0), &days);
+    // A time of day is not cut off.
+    let input = folder.write_batch("in.arrow", &batch(DAY + 1), 3);
+    let error = run(source_options(&input), sink_options(&output)).unwrap_err();
+    assert!(error.to_string().contains("\"at\" has dates (date64) with a time of day"), "{error}");
+    run(source_options(&input), sink_options(&folder.path("out.arrow"))).unwrap();
 }

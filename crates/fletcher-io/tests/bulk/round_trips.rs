@@ -299,6 +299,10 @@ fn whole_numbers_of_jsonl_keep_every_digit_in_columns() {
         ("9007199254740993", "1.5", "Utf8"),
         ("9007199254740992", "1.5", "Float64"),
         ("-9223372036854775808", "9223372036854775807", "Int64"),
+        // Beyond 64 bits they stay as they are written, as does what no double comes near to.
+        ("1", "18446744073709551616", "Utf8"),
+        ("-9223372036854775809", "1.5", "Utf8"),
+        ("1e400", "123456789012345678901234567890", "Utf8"),
     ];
     for (first, second, data_type) in cases {
         let row = |n: &str| format!("{{\"n\":{n},\"text\":\"a\"}}\n");
@@ -316,6 +320,27 @@ fn whole_numbers_of_jsonl_keep_every_digit_in_columns() {
     let input = folder.write("in.jsonl", floats + "{\"n\":9007199254740993,\"text\":\"a\"}\n");
     let error = run(source_options(&input), sink_options(&folder.path("o.arrow"))).unwrap_err();
     assert!(error.to_string().contains("field 'n': 9007199254740993"), "{error}");
+    // Nor does a later one beyond 64 bits; the first chunk, whose columns these are, is full.
+    for (first, later) in [("1", "18446744073709551616"), ("0.5", "1e400")] {
+        let rows = format!("{{\"n\":{first},\"text\":\"a\"}}\n").repeat(4096);
+        let input = folder.write("in.jsonl", rows + &format!("{{\"n\":{later},\"text\":\"\"}}\n"));
+        let error = run(source_options(&input), sink_options(&folder.path("o.arrow"))).unwrap_err();
+        let says = ["line 4097", &format!("field 'n': {later} would change")];
+        assert!(says.iter().all(|says| error.to_string().contains(says)), "{error}");
+    }
+}
+
+#[test]
+fn of_a_repeated_key_the_last_value_counts() {
+    let folder = Folder::new();
+    let rows = "{\"n\":1,\"text\":\"a\",\"n\":7,\"text\":\"b\"}\n";
+    let input = folder.write("in.jsonl", rows);
+    let output = folder.path("out.arrow");
+    run(source_options(&input), sink_options(&output)).unwrap();
+    let batch = read_batch(&output);
+    let value = |column| array_value_to_string(batch.column_by_name(column).unwrap(), 0).unwrap();
+    assert_eq!((value("n"), value("text")), ("7".to_owned(), "b".to_owned()));
+    assert_eq!(*batch.column_by_name("n").unwrap().data_type(), DataType::Int64);
 }
 
 #[test]

@@ -86,6 +86,18 @@ impl Target {
                 )));
             }
         };
+        if config.dataset.is_empty() {
+            return Err(bad("the dataset's name is empty".into()));
+        }
+        if config.ca.is_some() && !tls {
+            return Err(bad(format!("`{text}` is not encrypted: --forward-ca needs grpc+tls://")));
+        }
+        let plain = |rest: &str| !rest.trim_end_matches('/').contains(['/', '?', '#', '@']);
+        if !text.split_once("://").is_some_and(|(_, rest)| plain(rest)) {
+            return Err(bad(format!(
+                "`{text}` must be a host and a port alone; a token goes into --forward-token"
+            )));
+        }
         let mut endpoint = Endpoint::from_shared(address)
             .map_err(|error| bad(format!("`{text}`: {error}")))?
             .connect_timeout(CONNECT);
@@ -94,6 +106,7 @@ impl Target {
             let Some(file) = &config.ca else {
                 return Err(bad("grpc+tls needs --forward-ca, the authorities to trust".into()));
             };
+            crate::tls::certificates(file)?;
             let pem =
                 std::fs::read(file).map_err(|error| bad(format!("{}: {error}", file.display())))?;
             tls = tls.ca_certificate(Certificate::from_pem(pem));

@@ -10,16 +10,17 @@ use fletcher_core::embedder::Prompt;
 use serde::{Deserialize, Serialize};
 
 use super::{App, Call, typed};
-use crate::columns::{self, ColumnOptions};
+use crate::columns::{self, ColumnOptions, Number};
 use crate::error::RequestError;
 use crate::ipc;
+use crate::json::in_json_words;
 use crate::service::{RequestOptions, blocking};
 
 #[derive(Debug, Deserialize)]
 struct CborQuery {
     /// The model's prompt of this name.
     task: Option<String>,
-    dimensions: Option<usize>,
+    dimensions: Option<Number>,
     dataset: Option<String>,
 }
 
@@ -36,15 +37,13 @@ struct CborAnswer<'a> {
 
 pub(super) async fn cbor(app: App, call: Call) -> Result<Response, RequestError> {
     let query: CborQuery = call.query()?;
-    let expected = "the body must be CBOR: a list of texts";
-    let texts: Vec<String> = ciborium::from_reader(&call.body[..])
-        .map_err(|error| RequestError::invalid(format!("{expected} ({error})")))?;
+    let texts: Vec<String> = ciborium::from_reader(&call.body[..]).map_err(not_cbor)?;
     if texts.is_empty() {
         return Err(RequestError::Empty { key: "the list".into() });
     }
     let options = RequestOptions {
         prompt: query.task.map(Prompt::Named),
-        dimensions: query.dimensions,
+        dimensions: query.dimensions.map(|Number(dimensions)| dimensions),
         ..call.options()?
     };
     let kept = query.dataset.as_ref().map(|_| texts.clone());
@@ -69,18 +68,18 @@ pub(super) async fn cbor(app: App, call: Call) -> Result<Response, RequestError>
     Ok(typed(StatusCode::OK, "application/cbor", bytes))
 }
 
+/// Beside [`ColumnOptions`], which are asked for by themselves: an error in what serde flattens
+/// does not say where.
 #[derive(Debug, Deserialize)]
 struct ArrowQuery {
-    #[serde(flatten)]
-    columns: ColumnOptions,
     dataset: Option<String>,
 }
 
 pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError> {
-    let query: ArrowQuery = call.query()?;
+    let (query, columns) = (call.query::<ArrowQuery>()?, call.query::<ColumnOptions>()?);
     let body = call.body.clone();
     let (schema, batches) = blocking(move || ipc::read_stream(body)).await?.map_err(malformed)?;
-    let plan = query.columns.plan(&app.service, &schema)?;
+    let plan = columns.plan(&app.service, &schema)?;
     let mut options = plan.options.clone();
     let headers = call.options()?;
     (options.lane, options.deadline) = (headers.lane, headers.deadline);
@@ -107,6 +106,18 @@ pub(super) async fn arrow(app: App, call: Call) -> Result<Response, RequestError
         |error: arrow::error::ArrowError| RequestError::Engine { message: error.to_string() };
     let bytes = bytes.await?.map_err(failed)?;
     Ok(typed(StatusCode::OK, "application/vnd.apache.arrow.stream", bytes))
+}
+
+/// ciborium's own messages are Rust's way of printing its error type.
+fn not_cbor(error: ciborium::de::Error<std::io::Error>) -> RequestError {
+    use ciborium::de::Error;
+    let problem = match error {
+        Error::Io(error) => format!("it ends too early ({error})"),
+        Error::Syntax(at) => format!("byte {at} is not CBOR"),
+        Error::Semantic(_, message) => in_json_words(&message),
+        Error::RecursionLimitExceeded => "it is nested too deeply".to_owned(),
+    };
+    RequestError::invalid(format!("the body must be CBOR: a list of texts; {problem}"))
 }
 
 fn malformed(error: arrow::error::ArrowError) -> RequestError {

@@ -33,6 +33,7 @@ use crate::batcher::Lane;
 use crate::context::Context;
 use crate::datasets::Datasets;
 use crate::error::{ErrorKind, RequestError};
+use crate::json::{in_json_words, parse};
 use crate::service::{RequestOptions, Service};
 use crate::trace::Tracer;
 
@@ -255,10 +256,7 @@ impl Call {
         if self.body.is_empty() {
             return Err(RequestError::invalid("the body is empty; JSON is expected"));
         }
-        let parsed = serde_json::from_slice(&self.body);
-        parsed.map_err(|error| {
-            RequestError::invalid(format!("the body is not what it should be: {error}"))
-        })
+        parse("the body", &self.body)
     }
 
     /// The query string's fields.
@@ -267,7 +265,17 @@ impl Call {
             .parse()
             .map_err(|_| RequestError::invalid("the query string is malformed"))?;
         let parsed = axum::extract::Query::<T>::try_from_uri(&uri);
-        parsed.map(|query| query.0).map_err(|error| RequestError::invalid(error.to_string()))
+        parsed.map(|query| query.0).map_err(|error| {
+            let message = error.body_text();
+            let message = message.rsplit_once("query string: ").map_or(&message[..], |(_, it)| it);
+            let message = match message.split_once(": ") {
+                Some((field, message)) if !field.contains(' ') => {
+                    format!("`{field}`: {}", in_json_words(message))
+                }
+                _ => in_json_words(message),
+            };
+            RequestError::invalid(format!("the query string: {message}"))
+        })
     }
 
     /// What any dialect's request can say in headers.

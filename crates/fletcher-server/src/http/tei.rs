@@ -20,13 +20,24 @@ use crate::error::{ItemError, RequestError};
 use crate::inputs::{Input, Inputs, Item, JsonInput};
 use crate::service::{RequestOptions, Service, blocking};
 
+// The text parameters stand here once more: an error in what serde flattens does not say where.
 #[derive(Debug, Deserialize)]
 struct EmbedRequest {
     inputs: JsonInput,
-    #[serde(flatten)]
-    text: TextParameters,
+    truncate: Option<bool>,
+    #[serde(default, deserialize_with = "or_default")]
+    truncation_direction: Direction,
+    prompt_name: Option<String>,
     normalize: Option<bool>,
     dimensions: Option<usize>,
+}
+
+impl EmbedRequest {
+    fn split(self) -> (JsonInput, TextParameters, Option<bool>, Option<usize>) {
+        let Self { truncate, truncation_direction, prompt_name, .. } = self;
+        let text = TextParameters { truncate, truncation_direction, prompt_name };
+        (self.inputs, text, self.normalize, self.dimensions)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,12 +89,12 @@ pub(super) async fn root(app: App, call: Call) -> Result<Response, RequestError>
 }
 
 pub(super) async fn embed(app: App, call: Call) -> Result<Response, RequestError> {
-    let request: EmbedRequest = call.json()?;
-    let inputs = request.inputs.into_inputs("inputs")?;
+    let (inputs, text, normalize, dimensions) = call.json::<EmbedRequest>()?.split();
+    let inputs = inputs.into_inputs("inputs")?;
     let options = RequestOptions {
-        normalize: Some(request.normalize.unwrap_or(true)),
-        dimensions: request.dimensions,
-        ..request.text.apply(call.options()?)
+        normalize: Some(normalize.unwrap_or(true)),
+        dimensions,
+        ..text.apply(call.options()?)
     };
     let answer = app.service.embed(inputs, options).await?.strict()?;
     let (characters, tokens, timings) = (answer.characters, answer.tokens(), answer.timings);
@@ -121,16 +132,11 @@ fn with_timings(
 }
 
 pub(super) async fn embed_all(app: App, call: Call) -> Result<Response, RequestError> {
-    #[derive(Deserialize)]
-    struct EmbedAllRequest {
-        inputs: JsonInput,
-        #[serde(flatten)]
-        text: TextParameters,
-    }
-    let request: EmbedAllRequest = call.json()?;
-    let inputs = request.inputs.into_inputs("inputs")?;
+    // Token states have neither unit length nor fewer dimensions, here as in TEI.
+    let (inputs, text, _, _) = call.json::<EmbedRequest>()?.split();
+    let inputs = inputs.into_inputs("inputs")?;
     let characters = inputs.texts().map(|text| text.chars().count()).sum();
-    let hidden = app.service.hidden(inputs, request.text.apply(call.options()?)).await?;
+    let hidden = app.service.hidden(inputs, text.apply(call.options()?)).await?;
     let tokens = hidden.states.iter().map(|(tokens, _)| tokens).sum();
     let mut text = Vec::from(b"[");
     for (index, (_, states)) in hidden.states.iter().enumerate() {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use fletcher_backend::{DeviceChoice, registry};
 use fletcher_core::backend::Precision;
 use fletcher_core::embedder::{EmbedOptions, Embedder};
-use fletcher_io::{ChunkLimits, OnError, SourceInput, SourceOptions};
+use fletcher_io::{ChunkLimits, OnError, SourceInput, SourceOptions, SourceSchema};
 
 use crate::args::BenchArgs;
 use crate::bench::machine::{Machine, Memory, today};
@@ -22,6 +22,8 @@ use crate::output::print;
 
 /// What is run if nothing is asked for.
 const DEFAULT_SIZES: [usize; 2] = [5_000, 20_000];
+/// Tokens of single texts, if none are asked for.
+const LATENCY_TOKENS: [usize; 3] = [16, 128, 512];
 
 #[expect(clippy::print_stderr, reason = "a person is told what is being measured")]
 pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
@@ -84,14 +86,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     }
     if let Some(path) = &args.text {
         tell("texts");
-        let texts = read_texts(path, &args.column)?;
+        let texts = read_texts(path, args.column.as_deref())?;
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.text = Some(workload.texts(file, &texts, &options, args.rounds)?);
     }
     if args.latency || all {
         tell("latency");
-        let fits = |&&tokens: &&usize| tokens <= embedder.model().max_tokens();
-        for &tokens in args.latency_tokens.iter().filter(fits) {
+        for tokens in latency_tokens(&args, embedder) {
             report.latency.push(workload.latency(tokens)?);
         }
     }
@@ -121,12 +122,24 @@ fn nanoseconds() -> u64 {
 
 fn check_lengths(args: &BenchArgs, embedder: &Embedder) -> Result<(), Failure> {
     let limit = embedder.model().max_tokens();
-    match args.seq_len <= limit {
-        true => Ok(()),
-        false => Err(Failure::input(format!(
-            "--seq-len {}: the model takes at most {limit} tokens",
-            args.seq_len
+    let lengths = args.latency_tokens.iter().map(|tokens| ("--latency-tokens", *tokens));
+    let mut lengths = lengths.chain([("--seq-len", args.seq_len)]);
+    match lengths.find(|(_, tokens)| *tokens > limit) {
+        None => Ok(()),
+        Some((option, tokens)) => Err(Failure::input(format!(
+            "{option} {tokens}: the model takes at most {limit} tokens"
         ))),
+    }
+}
+
+/// The lengths whose latency is measured: those asked for, or of the usual ones what fits.
+fn latency_tokens(args: &BenchArgs, embedder: &Embedder) -> Vec<usize> {
+    match &args.latency_tokens[..] {
+        [] => {
+            let limit = embedder.model().max_tokens();
+            LATENCY_TOKENS.into_iter().filter(|tokens| *tokens <= limit).collect()
+        }
+        asked => asked.to_vec(),
     }
 }
 
@@ -159,15 +172,21 @@ fn facts(embedder: &Embedder) -> ModelFacts {
 }
 
 /// All texts of a file, in memory, so that reading is not measured.
-fn read_texts(path: &Path, column: &str) -> Result<Vec<String>, Failure> {
+fn read_texts(path: &Path, column: Option<&str>) -> Result<Vec<String>, Failure> {
     let mut source = fletcher_io::open_source(SourceOptions {
         input: SourceInput::Path(path.to_owned()),
         format: None,
-        text_column: column.to_owned(),
+        text_column: column.unwrap_or("text").to_owned(),
         on_error: OnError::Fail,
         limits: ChunkLimits::default(),
         threads: 0,
     })?;
+    if let (Some(column), SourceSchema::Texts) = (column, source.schema()) {
+        return Err(Failure::input(format!(
+            "--column {column}: {} is read as plain texts, without columns",
+            path.display()
+        )));
+    }
     let mut texts = Vec::new();
     while let Some(chunk) = source.next_chunk()? {
         texts.extend(chunk.texts.iter().filter_map(Result::ok).map(str::to_owned));

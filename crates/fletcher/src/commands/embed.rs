@@ -7,8 +7,7 @@
 //! is looked at between chunks; a sink dropped before it is finished leaves nothing at the output
 //! path.
 
-use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,10 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fletcher_core::embedder::{EmbedOptions, Embedder};
-use fletcher_io::{
-    Chunk, ChunkLimits, OnError, Sink, SinkError, SinkFormat, SinkOptions, SinkTarget, Source,
-    SourceError, SourceInput, SourceOptions, SourceSchema, Vectors,
-};
+use fletcher_io::{Chunk, ChunkLimits, OnError, Sink, SinkError, Source, SourceError, Vectors};
 
 use crate::args::{EmbedArgs, OnErrorArg};
 use crate::config::{self, ModelConfig};
@@ -28,10 +24,11 @@ use crate::model;
 use crate::progress::EmbedBar;
 use crate::signals;
 
+mod ends;
+use ends::{check_output, create_sink, open_source};
+
 /// Chunks waiting between two stages: enough to hide a slow read, few enough to bound memory.
 const QUEUE: usize = 2;
-/// Where texts are looked for if nothing is said.
-const TEXT_COLUMN: &str = "text";
 /// How often a stage that waits looks at the stop signal.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -386,105 +383,6 @@ fn stop_signal() -> Result<Arc<AtomicUsize>, Failure> {
     Ok(stop)
 }
 
-fn open_source(args: &EmbedArgs, on_error: OnError) -> Result<Box<dyn Source>, Failure> {
-    let format = args.input_format;
-    let input = match (&args.input, args.texts.is_empty()) {
-        (Some(path), _) if path != Path::new("-") => SourceInput::Path(path.clone()),
-        (None, false) => SourceInput::Texts(args.texts.clone()),
-        _ if format.is_none() && std::io::stdin().is_terminal() => {
-            return Err(Failure::Input {
-                message: "no texts given".into(),
-                hint: Some("fletcher embed \"a text\", or -i FILE, or pipe lines in".into()),
-            });
-        }
-        _ => SourceInput::Stdin,
-    };
-    let text_column = args.column.clone().unwrap_or_else(|| TEXT_COLUMN.to_owned());
-    let (limits, threads) = (ChunkLimits::default(), 0);
-    let source = fletcher_io::open_source(SourceOptions {
-        input,
-        format,
-        text_column,
-        on_error,
-        limits,
-        threads,
-    })?;
-    match &args.column {
-        // Whoever names a column has a file of columns, which would be embedded line by line.
-        Some(column) if *source.schema() == SourceSchema::Texts => Err(Failure::Input {
-            message: format!(
-                "--column {column}: the input is read as plain texts, without columns"
-            ),
-            hint: Some("--input-format jsonl, csv, tsv, parquet or arrow says what it is".into()),
-        }),
-        _ => Ok(source),
-    }
-}
-
-/// A mistyped output should not wait for a model either.
-fn check_output(args: &EmbedArgs) -> Result<(), Failure> {
-    let path = &args.output;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => Err(Failure::Input {
-            message: format!(
-                "cannot write {}: there is no folder {}",
-                path.display(),
-                folder.display()
-            ),
-            hint: Some("make the folder first".into()),
-        }),
-        _ if path != Path::new("-") && args.output_format.is_none() => {
-            let known = SinkFormat::from_path(path).map(drop);
-            known.map_err(|problem| {
-                SinkError::Format { file: path.display().to_string(), problem }.into()
-            })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn create_sink(
-    args: &EmbedArgs,
-    on_error: OnError,
-    source: &dyn Source,
-    embedder: &Embedder,
-) -> Result<Box<dyn Sink>, Failure> {
-    let target = match args.output == Path::new("-") {
-        true => SinkTarget::Stdout,
-        false => SinkTarget::Path(args.output.clone()),
-    };
-    let format = args.output_format;
-    let model = embedder.model();
-    let mut metadata = std::collections::BTreeMap::from([
-        ("fletcher.model".to_owned(), model.name().to_owned()),
-        ("fletcher.dim".to_owned(), embedder.dim().to_string()),
-        ("fletcher.normalized".to_owned(), model.head().normalized().to_string()),
-    ]);
-    // The fingerprint reads every weight, so it is taken only where there is a place for it.
-    let columnar = match (format, &target) {
-        (Some(format), _) => !matches!(format, SinkFormat::Jsonl | SinkFormat::Npy),
-        (None, SinkTarget::Stdout) => false,
-        (None, SinkTarget::Path(path)) => {
-            !matches!(SinkFormat::from_path(path), Ok(SinkFormat::Jsonl | SinkFormat::Npy) | Err(_))
-        }
-    };
-    if columnar {
-        metadata.insert("fletcher.fingerprint".to_owned(), model.fingerprint().to_owned());
-    }
-    let options = SinkOptions {
-        target,
-        format,
-        dim: embedder.dim(),
-        vector_column: args.vector_column.clone(),
-        on_error,
-        metadata,
-        input: args.input.clone().filter(|path: &PathBuf| path != Path::new("-")),
-        threads: 0,
-    };
-    Ok(fletcher_io::create_sink(options, source.schema())?)
-}
-
 /// Says what `auto` chose, to a person only.
 #[expect(clippy::print_stderr, reason = "told to the person at standard error")]
 fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
@@ -497,6 +395,8 @@ fn tell_choice(config: &ModelConfig, embedder: &Embedder) {
 #[cfg(test)]
 mod tests {
     use std::sync::Condvar;
+
+    use fletcher_io::{SourceInput, SourceOptions};
 
     use super::*;
 

@@ -14,7 +14,7 @@ use fletcher_server::{
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::args::{LogFormatArg, LogLevelArg, OnDeviceFailureArg, ServeArgs};
+use crate::args::{LogFormatArg, LogLevelArg, OnDeviceFailureArg, ServeArgs, TextArgs};
 use crate::config::{self, ModelConfig};
 use crate::failure::Failure;
 use crate::model;
@@ -193,6 +193,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
         (None, None) => None,
         _ => return Err(Failure::input("--tls-cert and --tls-key belong together")),
     };
+    check_pairs(args)?;
     Ok(ServerConfig {
         http,
         grpc: args.flight.clone(),
@@ -214,6 +215,33 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, Failure> {
         forward: forward_config(args),
         traces: trace_config(args)?,
     })
+}
+
+/// What belongs together, wherever it was said: the file's values are defaults to the command
+/// line's grammar, which asks nothing of defaults.
+fn check_pairs(args: &ServeArgs) -> Result<(), Failure> {
+    let problem = match args {
+        ServeArgs { tls_client_ca: Some(_), tls_cert: None, .. } => {
+            "--tls-client-ca: without --tls-cert and --tls-key no client would have to show a \
+             certificate"
+        }
+        ServeArgs { forward: Some(_), dataset: None, .. }
+        | ServeArgs { forward: None, dataset: Some(_), .. } => {
+            "--forward and --dataset belong together"
+        }
+        ServeArgs { text: TextArgs { prompt: Some(_), prefix: Some(_), .. }, .. } => {
+            "--prompt and --prefix exclude each other"
+        }
+        _ if args.max_body_mb > args.max_bodies_mb => {
+            let (one, all) = (args.max_body_mb, args.max_bodies_mb);
+            return Err(Failure::input(format!(
+                "--max-body-mb {one}: such a body would never fit in the memory for all bodies, \
+                 --max-bodies-mb {all}; set both"
+            )));
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::input(problem))
 }
 
 fn forward_config(args: &ServeArgs) -> Option<ForwardConfig> {
