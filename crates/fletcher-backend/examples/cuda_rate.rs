@@ -2,8 +2,8 @@
 //! vectors on the host, with random weights: the rates behind the speed claims.
 //!
 //! `cuda_rate [f16|bf16|f32] [tiny|minilm|base|large|nomic|modernbert]... [--groups N] [--tile N]
-//! [--cls] [--rowwise 0|1] [--self-attention 0|1] [--flash-longer-than TOKENS] [--tokens N] [--seconds S]
-//! [--profile ROWS] [--linear TOKENS]`
+//! [--cls] [--rowwise 0|1] [--self-attention 0|1] [--flash-longer-than TOKENS] [--tokens N]
+//! [--seconds S] [--profile ROWS] [--linear TOKENS]`
 //!
 //! `--cls` pools by the first token instead of the mean, for which the last layer has less to do.
 //! `--profile` encodes two batches of so many rows and stops: for a profiler. `--linear` times the

@@ -7,8 +7,9 @@
 //!
 //! Composites ([`Backend::self_attention`], [`Backend::attention_block`],
 //! [`Backend::feed_forward_block`], [`Backend::layer`], [`Backend::encode`],
-//! [`Backend::encode_pooled`]) have default bodies, which are the readable definition of the network. A backend may override one with a fused
-//! kernel; the default body is then its test oracle.
+//! [`Backend::encode_pooled`]) have default bodies, which are the readable definition of the
+//! network. A backend may override one with a fused kernel; the default body is then its test
+//! oracle.
 //!
 //! Who guarantees what: the caller passes batches that fit the arena ([`Backend::plan`]) and ids
 //! below the vocabulary (`Embedder` checks both); a backend reports failures of its device as

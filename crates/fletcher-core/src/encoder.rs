@@ -115,6 +115,15 @@ fn upload<B: Backend>(
     };
     let token_type = match (types, names.token_type) {
         (true, Some(name)) => Some(loader.table(name, 1, d)?),
+        // What the weights have is not left out in silence.
+        (false, Some(name)) if loader.has_table(name) => {
+            return Err(ModelError::BadValue {
+                file: "config.json".to_owned(),
+                key: "type_vocab_size".to_owned(),
+                found: "0".to_owned(),
+                expected: "at least 1, as the weights have a table of token types".to_owned(),
+            });
+        }
         _ => None,
     };
     let position_offset = spec.position.learned_offset().unwrap_or(0);

@@ -185,6 +185,11 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Whether there is such a table.
+    pub fn has_table(&self, name: &str) -> bool {
+        self.checkpoint.contains(&format!("{}{name}.weight", self.prefix))
+    }
+
     /// A vector of `length` values.
     ///
     /// # Errors

@@ -266,6 +266,7 @@ fn broken_models_name_file_and_tensor() {
         (Box::new(config("intermediate_size", "65")), &["shape", "intermediate.dense.weight"]),
         (Box::new(config("hidden_size", "64")), &["1_Pooling/config.json", "must be 64"]),
         (Box::new(config("vocab_size", "100")), &["up to 511", "embeds only 100 tokens"]),
+        (Box::new(config("type_vocab_size", "0")), &["type_vocab_size", "at least 1"]),
         (Box::new(config("model_type", "\"gpt9\"")), &["gpt9", "modernbert"]),
         (Box::new(config("hidden_act", "\"mystery\"")), &["hidden_act", "mystery"]),
         (Box::new(write("config.json", b"{\"a\":")), &["config.json", "not valid JSON"]),
@@ -559,30 +560,10 @@ fn bench_measures_and_writes_its_report() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let (json, html, texts) = (at("r.json"), at("r.html"), at("texts.txt"));
     std::fs::write(&texts, "The quick brown fox\nA fast auburn animal\n").unwrap();
-    let output = fletcher(&[
-        "bench",
-        "--sizes",
-        "8,40",
-        "--batch-size",
-        "4",
-        "--seq-len",
-        "16",
-        "--text",
-        &texts,
-        "--rounds",
-        "1",
-        "--latency",
-        "--latency-tokens",
-        "16",
-        "--soak",
-        "1s",
-        "--threads",
-        "2",
-        "--json",
-        &json,
-        "--html",
-        &html,
-    ]);
+    let measured = "--sizes 8,40 --batch-size 4 --seq-len 16 --rounds 1 --latency --threads 2";
+    let mut args = vec!["bench", "--latency-tokens", "16", "--soak", "1s", "--text", &texts];
+    args.extend(["--json", &json, "--html", &html].into_iter().chain(measured.split(' ')));
+    let output = fletcher(&args);
     check(&output, 0, &[]);
     let table = String::from_utf8_lossy(&output.stdout);
     for part in ["vectors/s", "texts/s", "p99", "soak"] {

@@ -188,7 +188,8 @@ impl Arena {
         stride(width(&self.spec, slot))
     }
 
-    /// Lays a batch out and sends it to the card, with the tokens to keep behind the last attention.
+    /// Lays a batch out and sends it to the card, with the tokens that are kept behind the last
+    /// attention.
     pub(super) fn stage(
         &mut self,
         batch: &PackedBatch,

@@ -26,8 +26,8 @@ use super::{Cuda, Linear, Norm, self_attention};
 /// columns too.
 const FILLED_MIN: usize = 5;
 
-/// While no more batches like its own are in flight than this, the few rows that are kept of a batch behind
-/// its last attention go by clusters.
+/// While no more batches like its own are in flight than this, the few rows that are kept of a
+/// batch behind its last attention go by clusters.
 const KEPT_ALONE_MAX: usize = 1;
 
 /// Fewest columns of a first operand: with less, a warp could be a whole tile of rows ahead of
