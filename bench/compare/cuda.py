@@ -2,16 +2,16 @@
 
     cargo build --release -p fletcher
     python cuda.py FLETCHER [--record FILE] [--shapes bert-tiny,minilm-l6,bert-base,bert-large,modernbert-base]
-        [--precision f16] [--tokens 64]
+        [--precision f16] [--tokens 64] [--pooling mean]
 
 FLETCHER is the program. BERT's shapes and ModernBERT's get random weights, written as model folders with the
 tokenizer of the golden checkpoints (no text is tokenised). Both sides get ids, 64 tokens a sequence
-unless said, on the host and give mean-pooled, normalised f32 vectors on the host. The peers are
-transformers with SDPA attention: eager, replayed as a CUDA graph, and compiled by torch.compile. Both
+unless said, on the host and give mean-pooled, normalised f32 vectors on the host (or, with `--pooling cls`,
+the first token's). The peers are transformers with SDPA attention: eager, replayed as a CUDA graph, and compiled by torch.compile. Both
 sides run in f16, Fletcher's default, or in the precision that is named. In f32 PyTorch runs as it does
 by itself, and with TF32 allowed (`torch.set_float32_matmul_precision("high")`), which is less exact than
-what Fletcher does; ratios are to the first. Rounds alternate; the medians are compared. Vectors are checked first: Fletcher's against transformers in f32,
-by the least cosine.
+what Fletcher does; ratios are to the first. Rounds alternate; the medians are compared. Vectors are
+checked first: Fletcher's against transformers in f32, by the least cosine.
 
 Batches are of 32 and 1,024 sequences of 64 tokens, and of 8,192 for bert-tiny; of longer sequences
 there are fewer, down to one, so that a batch has as many tokens.
@@ -62,7 +62,7 @@ def modern(shape: dict) -> bool:
     return shape is SHAPES["modernbert-base"]
 
 
-def write_model(folder: Path, shape: dict, tokens: int) -> None:
+def write_model(folder: Path, shape: dict, tokens: int, cls: bool) -> None:
     torch.manual_seed(20240601)
     places = max(512, tokens)
     if modern(shape):
@@ -78,28 +78,31 @@ def write_model(folder: Path, shape: dict, tokens: int) -> None:
     for key in ("word_embedding_dimension", "embedding_dimension"):
         if key in pooling:
             pooling[key] = shape["hidden_size"]
+    pooling |= {"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": not cls}
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
 
 
 class Pooled(torch.nn.Module):
-    def __init__(self, bert: BertModel) -> None:
+    def __init__(self, bert: BertModel, cls: bool) -> None:
         super().__init__()
-        self.bert = bert
+        self.bert, self.cls = bert, cls
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.cls:
+            return torch.nn.functional.normalize(hidden[:, 0].float(), dim=-1)
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(mean.float(), dim=-1)
 
 
-def load(folder: Path, shape: dict, dtype: torch.dtype) -> Pooled:
+def load(folder: Path, shape: dict, dtype: torch.dtype, cls: bool) -> Pooled:
     if modern(shape):
         bert = ModernBertModel.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype)
     else:
         bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=dtype)
-    return Pooled(bert).cuda().eval()
+    return Pooled(bert, cls).cuda().eval()
 
 
 def graphed(model: Pooled, batch: int, tokens: int):
@@ -190,29 +193,32 @@ def main() -> None:
     parser.add_argument("--shapes", default=DEFAULT)
     parser.add_argument("--precision", default="f16", choices=DTYPES)
     parser.add_argument("--tokens", type=int, default=64, help="of each sequence")
+    parser.add_argument("--pooling", default="mean", choices=["mean", "cls"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args()
-    tokens = args.tokens
+    tokens, cls = args.tokens, args.pooling == "cls"
+    options = f"--shapes {args.shapes} --precision {args.precision} --tokens {tokens} --pooling {args.pooling}"
     record = {
         "date": datetime.date.today().isoformat(),
         "card": torch.cuda.get_device_name(),
         "cpus": os.cpu_count(),
         "torch": torch.__version__,
-        "command": f"bench/compare/cuda.py FLETCHER --shapes {args.shapes} --precision {args.precision} --tokens {tokens}",
+        "command": f"bench/compare/cuda.py FLETCHER {options}",
         "precision": args.precision,
         "tokens": tokens,
+        "pooling": args.pooling,
         "shapes": {},
     }
     for name in args.shapes.split(","):
         shape, scratch = SHAPES[name], tempfile.TemporaryDirectory()
         folder = Path(scratch.name)
-        write_model(folder, shape, tokens)
-        peer = load(folder, shape, DTYPES[args.precision])
+        write_model(folder, shape, tokens, cls)
+        peer = load(folder, shape, DTYPES[args.precision], cls)
         result = record["shapes"][name] = {"flop_per_sequence": flops(shape, tokens), "batches": {}}
         with torch.inference_mode():
-            exact = load(folder, shape, torch.float32)
+            exact = load(folder, shape, torch.float32, cls)
             draw = torch.randint(1000, 30000, (max(1, 16384 // tokens), tokens))
             ours = Fletcher(args.fletcher, folder, args.precision, 32)
             ours.set("check", draw.tolist())
