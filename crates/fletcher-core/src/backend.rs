@@ -371,6 +371,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<(), BackendError> {
         let input = self.pre_norm(arena, model, layer.attention_norm.as_ref())?;
         self.self_attention(arena, model, layer, input, batch)?;
+        self.attention_output(arena, model, layer)
+    }
+
+    /// What an attention block makes of [`Slot::Context`]: its projection, added to the state.
+    fn attention_output(
+        &self,
+        arena: &mut Self::Arena,
+        model: &EncoderWeights<Self>,
+        layer: &LayerWeights<Self>,
+    ) -> Result<(), BackendError> {
         let (weight, epilogue) = (&layer.attention_out, Epilogue::Accumulate);
         let (input, output) = (Slot::Context, Slot::Hidden);
         self.linear(arena, LinearOp { weight, input, output, epilogue })?;

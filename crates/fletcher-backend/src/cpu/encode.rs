@@ -1,9 +1,9 @@
 //! A batch through the encoder by one worker.
 //!
 //! Where one token of each sequence is all that pooling takes, the last layer is done for these
-//! tokens alone, but for keys and values, which they see of all: of BERT-base's twelve layers a
-//! fifteenth is spared, of MiniLM's six an eighth. No row's sums depend on another row, so the bits
-//! are those of the whole.
+//! tokens alone, but for keys and values, which they see of all, and queries, which are made with
+//! them: of MiniLM's six layers an eighth is spared, of BERT-base's twelve a sixteenth. No row's
+//! sums depend on another row, so the bits are those of the whole.
 
 use std::ops::Range;
 
@@ -62,7 +62,8 @@ impl Cpu {
             self.attend_in(arena, model, layer, (keys, queries, answers));
         }
         arena.keep(chosen);
-        self.behind_attention(arena, model, layer)
+        self.attention_output(arena, model, layer)?;
+        self.feed_forward_block(arena, model, layer)
     }
 
     /// Attention from some queries of one sequence, counted from its start, to rows of answers.
@@ -77,19 +78,6 @@ impl Cpu {
         let shape = attention_shape(&arena.spec);
         let (qkv, context, scratch) = arena.attention();
         self.attend(&op, qkv, context, scratch, Sequence { shape, keys, queries, answers });
-    }
-
-    /// What a layer makes of its attention's answers.
-    pub(super) fn behind_attention(
-        &self,
-        arena: &mut Arena,
-        model: &EncoderWeights<Self>,
-        layer: &LayerWeights<Self>,
-    ) -> Result<(), BackendError> {
-        let (weight, input, output) = (&layer.attention_out, Slot::Context, Slot::Hidden);
-        self.linear(arena, LinearOp { weight, input, output, epilogue: Epilogue::Accumulate })?;
-        self.post_norm(arena, model, layer.attention_norm.as_ref())?;
-        self.feed_forward_block(arena, model, layer)
     }
 }
 

@@ -188,13 +188,7 @@ impl Cpu {
             arena.tokens = if chosen.is_some() { 1 } else { tokens };
             let hidden = &mut arena.slot(Slot::Hidden).state;
             let wanted = |part: &Range<usize>| match chosen {
-                Some(token) => {
-                    if part.contains(&token) {
-                        0..1
-                    } else {
-                        0..0
-                    }
-                }
+                Some(token) => 0..usize::from(part.contains(&token)),
                 None => part.clone(),
             };
             let own = shares.arenas[LEADER].get_mut().unwrap_or_else(|e| e.into_inner());
@@ -310,7 +304,8 @@ impl Cpu {
             let first = part.tokens().start;
             own.keep(&queries.map(|token| token - first).collect::<Vec<_>>());
         }
-        self.behind_attention(own, part.model, layer)
+        self.attention_output(own, part.model, layer)?;
+        self.feed_forward_block(own, part.model, layer)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The backend's operations: which kernel runs over which slots.
 
 use fletcher_core::backend::{
-    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, Epilogue, LinearOp,
-    LinearSource, NormOp, PoolOp, Pooling, Slot, self_attention_by_operations,
+    AttentionOp, Backend, BackendError, DeviceMemory, EmbeddingSource, LinearOp, LinearSource,
+    NormOp, PoolOp, Pooling, Slot, self_attention_by_operations,
 };
 use fletcher_core::encoder::{EncoderWeights, LayerWeights};
 use fletcher_core::pack::PackedBatch;
@@ -158,10 +158,7 @@ impl Cuda {
         let input = self.pre_norm(arena, model, layer.attention_norm.as_ref())?;
         self.self_attention(arena, model, layer, input, batch)?;
         self.keep(arena)?;
-        let (weight, epilogue) = (&layer.attention_out, Epilogue::Accumulate);
-        let (input, output) = (Slot::Context, Slot::Hidden);
-        self.linear(arena, LinearOp { weight, input, output, epilogue })?;
-        self.post_norm(arena, model, layer.attention_norm.as_ref())?;
+        self.attention_output(arena, model, layer)?;
         self.feed_forward_block(arena, model, layer)
     }
 
